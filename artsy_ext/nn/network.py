@@ -1,0 +1,54 @@
+"""ArtsyNetwork: E0, the sub-networks, their synapses and the answer, put together for inference."""
+
+import torch
+from torch import Tensor, nn
+
+from artsy_ext.nn.bank import SubNetworkBank
+from artsy_ext.nn.head import PrototypeHead
+from artsy_ext.nn.statistics import Whitening
+from artsy_ext.nn.synapses import SynapseBank
+from artsy_ext.nn.vit import RoutedViT
+from artsy_ext.ops import plan_routes
+
+
+class ArtsyNetwork(nn.Module):
+    """E0 looks at every sample, the synapses at E0's features; only functional sub-networks run.
+
+    Args:
+        vit: E0.
+        bank: S sub-networks.
+        whitening: from E0's features to what the synapses read.
+        synapses: one for each sub-network.
+        head: prototypes of all classes.
+    """
+
+    def __init__(
+        self, vit: RoutedViT, bank: SubNetworkBank, whitening: Whitening, synapses: SynapseBank, head: PrototypeHead
+    ) -> None:
+        super().__init__()
+        self.vit, self.bank, self.whitening, self.synapses, self.head = vit, bank, whitening, synapses, head
+
+    def forward(self, images: Tensor, *, mask: Tensor | None = None, capacity: int | None = None) -> Tensor:
+        """[B, channels, height, width] -> logits [B, C].
+
+        Args:
+            images: as the backbone takes them.
+            mask: [B, S] bool, which sub-networks run; None for what the synapses say.
+            capacity: room for so many functional pairs, for static shapes; see `artsy_ext.ops.plan_routes`.
+
+        Returns:
+            Sum of two cosines, in [−2, 2]; −inf for classes of silent sub-networks. A sample without a functional
+            sub-network (`fallback="none"`) is answered by E0's prototypes alone.
+        """
+        tokens = self.vit.embed(images)
+        h0 = self.vit.base_features(tokens)
+        if mask is None:
+            mask = self.synapses.mask(self.whitening(h0))
+        routes = plan_routes(mask, capacity=capacity)
+        features = self.vit.subnetwork_features(tokens, self.bank, routes)
+        logits = self.head(features, routes, h0)
+        return torch.where(mask.any(1, keepdim=True), logits, self.head.base_logits(h0))
+
+    def synapse_mask(self, images: Tensor) -> Tensor:
+        """[B, S] bool: the functional sub-networks."""
+        return self.synapses.mask(self.whitening(self.vit.base_features(self.vit.embed(images))))

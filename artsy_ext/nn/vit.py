@@ -1,0 +1,76 @@
+"""RoutedViT: a frozen timm ViT (E0) that also runs as sub-networks, one pass over all functional pairs."""
+
+from typing import Any
+
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from artsy_ext.nn.bank import SubNetworkBank
+from artsy_ext.ops import Routes
+
+
+class RoutedViT(nn.Module):
+    """The pre-synaptic network E0 and, with the adapters of a `SubNetworkBank`, the sub-networks beside it.
+
+    E0 is frozen and stays in evaluation mode.
+
+    Args:
+        backbone: a timm VisionTransformer with pre-norm blocks; anything in its classifier head is left out.
+
+    Raises:
+        TypeError: backbone is no timm VisionTransformer, or its blocks are not the standard ones.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(backbone, VisionTransformer):
+            raise TypeError(f"RoutedViT: backbone must be a timm VisionTransformer, got {type(backbone).__name__}")
+        for block in backbone.blocks:
+            if type(block) is not Block:
+                raise TypeError(f"RoutedViT: backbone must have standard pre-norm blocks, got {type(block).__name__}")
+        self.backbone = backbone.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "RoutedViT":
+        """E0 stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.backbone.blocks)
+
+    @property
+    def dim(self) -> int:
+        """D, the width of the features."""
+        return int(self.backbone.embed_dim)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Tokens [B, N, D] before the first block, shared by E0 and all sub-networks."""
+        v: Any = self.backbone
+        return v.norm_pre(v.patch_drop(v._pos_embed(v.patch_embed(images))))
+
+    def base_features(self, tokens: Tensor) -> Tensor:
+        """h0 [B, D]: E0's features."""
+        return self._pool(self.backbone.blocks(tokens))
+
+    def subnetwork_features(self, tokens: Tensor, bank: SubNetworkBank, routes: Routes) -> Tensor:
+        """[P, D]: for each functional pair the features of its sub-network; only these pairs are computed.
+
+        Args:
+            tokens: [B, N, D] from `embed`.
+            bank: S sub-networks for this backbone.
+            routes: the plan for B samples and S sub-networks.
+        """
+        x = tokens[routes.sample]
+        for block, adapters in zip(self.backbone.blocks, bank.adapters, strict=True):
+            b: Any = block
+            x = x + b.drop_path1(b.ls1(b.attn(b.norm1(x))))
+            x = adapters(x, routes, base=x + b.drop_path2(b.ls2(b.mlp(b.norm2(x)))))
+        return self._pool(x)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        v: Any = self.backbone
+        pooled: Tensor = v.forward_head(v.norm(x), pre_logits=True)
+        return pooled
