@@ -1,8 +1,9 @@
 // The schemas of all ops, once. Kernels are registered per device: csrc/cpu/<op>.cpp, csrc/cuda/<op>.cu, or the
 // definition in artsy_ext/ops/<op>/reference.py where a device has no kernel of its own.
 //
-// A differentiable op comes with `<op>_backward`: the gradients of the outputs, the op's own arguments, and `needs`, one
-// flag per positional argument. It returns the gradients of the flagged arguments only, in the order of the arguments.
+// A differentiable op comes with `<op>_backward`: the gradients of the outputs, the op's own arguments, and `needs`,
+// one flag per positional argument. It returns the gradients of the flagged arguments only, in the order of the
+// arguments.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -49,8 +50,7 @@ STABLE_TORCH_LIBRARY(artsy, m) {
   define_differentiable(m, "stdp", "Tensor weight, " + spikes + ", *, " + rule, "(Tensor, " + traces + ")",
                         "Tensor[] grads");
   define(m, "stdp_", "Tensor(a!) weight, " + spikes + ", *, " + rule, "(" + traces + ")");
-  define(m, "stdp_consolidate",
-         "Tensor weight, Tensor functional, " + spikes + ", *, float on, float off, " + rule,
+  define(m, "stdp_consolidate", "Tensor weight, Tensor functional, " + spikes + ", *, float on, float off, " + rule,
          "(Tensor, " + traces + ", Tensor)");
   define(m, "consolidate", "Tensor weight, Tensor functional, float on, float off", "Tensor");
 

@@ -4,12 +4,15 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -33,13 +36,16 @@ Tensor indexes(int64_t size) { return torch::stable::empty({size}, ScalarType::L
 // Calls visit(s) for every set column of a row. Masks are sparse: eight silent sub-networks are passed over at once.
 template <class Visit>
 inline void for_each_functional(const uint8_t* row, int64_t S, Visit visit) {
+  static_assert(std::endian::native == std::endian::little, "the lowest byte of a word is its first column");
   int64_t s = 0;
   for (; s + 8 <= S; s += 8) {
     uint64_t word;
     std::memcpy(&word, row + s, sizeof(word));
-    if (word == 0) continue;
-    for (int64_t k = s; k < s + 8; ++k)
-      if (row[k]) visit(k);
+    while (word) {
+      const int byte = std::countr_zero(word) / 8;
+      visit(s + byte);
+      word &= ~(uint64_t{0xff} << (8 * byte));
+    }
   }
   for (; s < S; ++s)
     if (row[s]) visit(s);
@@ -60,14 +66,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> plan_routes_cpu(const
   auto* sample_offset = sample_offsets.mutable_data_ptr<int64_t>();
 
   std::vector<int64_t> next(S, 0);  // first the counts, then where the next pair of each sub-network goes
+  std::vector<int64_t> functional;  // the sub-networks of all pairs by sample: the mask is read once
   sample_offset[0] = 0;
   for (int64_t b = 0; b < B; ++b) {
-    int64_t count = 0;
     for_each_functional(mask + b * S, S, [&](int64_t s) {
       ++next[s];
-      ++count;
+      functional.push_back(s);
     });
-    sample_offset[b + 1] = sample_offset[b] + count;
+    sample_offset[b + 1] = static_cast<int64_t>(functional.size());
   }
   offset[0] = 0;
   for (int64_t s = 0; s < S; ++s) {
@@ -84,14 +90,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> plan_routes_cpu(const
   auto* sample = samples.mutable_data_ptr<int64_t>();
   auto* subnetwork = subnetworks.mutable_data_ptr<int64_t>();
   auto* order = orders.mutable_data_ptr<int64_t>();
-  int64_t k = 0;
   for (int64_t b = 0; b < B; ++b) {
-    for_each_functional(mask + b * S, S, [&](int64_t s) {
-      const int64_t p = next[s]++;
+    for (int64_t k = sample_offset[b]; k < sample_offset[b + 1]; ++k) {
+      const int64_t s = functional[k], p = next[s]++;
       sample[p] = b;
       subnetwork[p] = s;
-      order[k++] = p;
-    });
+      order[k] = p;
+    }
   }
   for (int64_t p = used; p < P; ++p) {
     sample[p] = 0;

@@ -35,7 +35,7 @@ def encode_spikes(
     if code == "rate":
         spikes = (uniform(x.shape, steps, seed, offset, x.device) < x).to(dtype)
         if dtype.is_floating_point:
-            straight_through = (x - x.detach()).to(dtype)  # 0, with the gradient 1
+            straight_through = (x - x.detach()).nan_to_num().to(dtype)  # 0, with the gradient 1; ∞ − ∞ is NaN
             spikes = spikes + straight_through
         return spikes
     step = torch.floor((1 - x.to(torch.promote_types(x.dtype, torch.float32)).clamp(max=1)) * (steps - 1) + 0.5)

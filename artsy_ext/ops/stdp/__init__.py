@@ -127,8 +127,10 @@ def _flatten(
         raise TypeError(f"{op}: rule must be an STDPRule, got {type(rule).__name__}")
     if traces is not None and not isinstance(traces, Traces):
         raise TypeError(f"{op}: traces must be Traces or None, got {type(traces).__name__}")
+    dtype = torch.promote_types(weight.dtype, torch.float32)  # autocast would find them rounded to a lower weight's
     amplitudes = (
-        a if isinstance(a, Tensor) else weight.new_full(weight.shape[:1], a) for a in (rule.a_plus, rule.a_minus)
+        a if isinstance(a, Tensor) else weight.new_full(weight.shape[:1], a, dtype=dtype)
+        for a in (rule.a_plus, rule.a_minus)
     )
     return (pre, post, *amplitudes, *(traces or (None,) * 5), modulation, mask)
 
@@ -212,8 +214,9 @@ def _fake_in_place(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
 def _stdp_consolidate(
     weight: Tensor, functional: Tensor, *flat: Any, on: float, off: float, **rule: Any
 ) -> tuple[Tensor, ...]:
+    _arguments("stdp_consolidate", weight, *flat, **rule)
     check = Check("stdp_consolidate")
-    check.tensor("weight", weight, "S J I", dtypes=REAL)
+    check.tensor("weight", weight, "S J I")
     check_state(check, weight, functional, on, off)
     new, *kept = torch.ops.artsy.stdp(weight, *flat, **rule)
     return new, *kept, torch.ops.artsy.consolidate(new, functional, on, off)

@@ -1,0 +1,43 @@
+# `make demo` and `make test` work on a fresh machine with Python >= 3.10, a C++ compiler and make: they make .venv first.
+# TORCH is what is installed there: the versions the package was last tested with. Any torch >= 2.10 with its torchvision
+# will do: make test TORCH="torch==2.11.0 torchvision==0.26.0"
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+OUTPUT ?= runs/demo
+SEEDS ?= 1
+
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp)
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help: ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.learn ## install into .venv and run the demo; SEEDS=3 for three seeds
+	$(BIN)/artsy demo --seeds $(SEEDS) --output $(OUTPUT) --overwrite
+
+test: $(VENV)/.dev ## install into .venv and run the tests
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev ## ruff, clang-format and mypy over the tree
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files
+
+bench: $(VENV)/.dev ## the op benchmarks
+	$(BIN)/pytest bench/ops
+
+clean: ## remove what was built; .venv stays
+	rm -rf build dist *.egg-info artsy_ext/*.so artsy_ext/_build.*
+
+# The compiled part is built against the torch of .venv, hence without isolation.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet "setuptools>=77" cmake ninja pybind11
+	@touch $@
+
+$(VENV)/.learn $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$*]"
+	@touch $@
