@@ -19,6 +19,7 @@ class RoutedViT(nn.Module):
 
     Raises:
         TypeError: backbone is no timm VisionTransformer, or its blocks are not the standard ones.
+        ValueError: backbone does not pool its tokens into one feature vector.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -28,6 +29,8 @@ class RoutedViT(nn.Module):
         for block in backbone.blocks:
             if type(block) is not Block:
                 raise TypeError(f"RoutedViT: backbone must have standard pre-norm blocks, got {type(block).__name__}")
+        if not backbone.global_pool:
+            raise ValueError("RoutedViT: backbone must pool its tokens, got global_pool=''")
         self.backbone = backbone.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "RoutedViT":

@@ -1,0 +1,275 @@
+"""ArtsyClassifier: the continual learner as an estimator. fit_task, predict, save, load."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from artsy_ext.learner.config import LearnerConfig
+from artsy_ext.learner.progress import Progress
+from artsy_ext.learner.training import generator, new_bank, own_features, train_subnetwork
+from artsy_ext.nn import (
+    SYNAPSES,
+    ArtsyNetwork,
+    ClassStatistics,
+    PrototypeHead,
+    RoutedViT,
+    SubNetworkBank,
+    SynapseBank,
+    Whitening,
+    within_class_covariance,
+)
+
+# Trains a task's sub-network, or brings one trained before, with the seconds that its training took.
+SubNetworkTrainer = Callable[[Dataset[tuple[Tensor, ...]], Tensor, int], tuple[SubNetworkBank, float]]
+
+_FORMAT = 1
+
+
+class ArtsyClassifier:
+    """Learns task after task without forgetting, and keeps no image of any.
+
+    Args:
+        backbone: E0, a pre-trained timm ViT; it is frozen.
+        statistics: mean [D] and within-class covariance [D, D] of its features over its pre-training data; None takes
+            those of the first task.
+        synapse: "stdp" or "mlp".
+        config: all settings.
+        seed: of every random number.
+        progress: where bars are shown; none by default.
+        subnetwork_trainer: brings the sub-network of a task; trains it by default.
+
+    Attributes:
+        classes_: labels in the order in which they were learned.
+        task_of_class_: [C] the task of each of them.
+        network_: the `ArtsyNetwork`, from the first task on.
+        statistics_: the `ClassStatistics` that are kept of the tasks.
+        seconds_: training time so far of "subnetworks", "synapses" and "prototypes".
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        statistics: tuple[Tensor, Tensor] | None = None,
+        *,
+        synapse: str = "stdp",
+        config: LearnerConfig | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        subnetwork_trainer: SubNetworkTrainer | None = None,
+    ) -> None:
+        if synapse not in SYNAPSES:
+            raise ValueError(f"ArtsyClassifier: synapse must be one of {', '.join(SYNAPSES)}, got {synapse!r}")
+        self.vit = RoutedViT(backbone)
+        self.synapse, self.seed = synapse, seed
+        self.config = config or LearnerConfig()
+        self.progress = progress or Progress.silent()
+        self.classes_: list[int] = []
+        self.task_of_class_: list[int] = []
+        self.network_: ArtsyNetwork | None = None
+        self.seconds_ = {"subnetworks": 0.0, "synapses": 0.0, "prototypes": 0.0}
+        self._whitening = None if statistics is None else Whitening(*statistics).to(self._device)
+        self._trainer = subnetwork_trainer or self._train_subnetwork
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks learned so far."""
+        return self.task_of_class_[-1] + 1 if self.task_of_class_ else 0
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.vit.parameters()).device
+
+    def fit_task(self, dataset: Dataset[tuple[Tensor, ...]]) -> "ArtsyClassifier":
+        """Learns the next task: a new sub-network, its synapse, and the prototypes of its classes.
+
+        Args:
+            dataset: (image [channels, height, width], label) pairs; its labels must be new.
+
+        Raises:
+            ValueError: the data set is empty or brings a class that an earlier task had. Nothing is changed.
+        """
+        labels = torch.cat([y for _, y in self._batches(dataset)]) if len(dataset) else torch.empty(0)  # type: ignore[arg-type]
+        names = labels.unique()
+        if not len(names):
+            raise ValueError("fit_task: dataset must not be empty")
+        known = sorted(set(names.tolist()) & set(self.classes_))
+        if known:
+            raise ValueError(f"fit_task: dataset must bring new classes, got {known} again")
+        task, first = self.num_tasks, len(self.classes_)
+        classes = range(first, first + len(names))
+        y = (first + torch.searchsorted(names, labels)).to(self._device)
+
+        subnetwork, seconds = self._trainer(dataset, names, task)
+        self.seconds_["subnetworks"] += seconds
+
+        start = time.perf_counter()
+        h0 = self._features(dataset, lambda x: self.vit.base_features(self.vit.embed(x)))
+        own = self._features(dataset, lambda x: own_features(self.vit, subnetwork, x))
+        if self.network_ is None:
+            self.network_ = self._new_network(h0, y)
+        network = self.network_
+        network.bank.append(subnetwork)
+        network.head.add_task(h0, own, y, classes)
+        self.seconds_["prototypes"] += time.perf_counter() - start
+
+        start = time.perf_counter()
+        z = network.whitening(h0)
+        self.statistics_.add_task(z, y, classes)
+        network.synapses.fit_task(
+            z, y, self.statistics_, generator(self.seed, f"synapses {self.synapse}", task), self.progress.track
+        )
+        self.seconds_["synapses"] += time.perf_counter() - start
+        self.classes_ += names.tolist()
+        self.task_of_class_ += [task] * len(names)
+        return self
+
+    @torch.no_grad()
+    def decision_function(self, images: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """[B, channels, height, width] -> logits [B, C], columns as `classes_`; mask as in `ArtsyNetwork`."""
+        return self._fitted()(images.to(self._device), mask=mask)
+
+    def predict(self, images: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """[B, channels, height, width] -> [B] int64 labels."""
+        logits = self.decision_function(images, mask=mask)
+        return torch.tensor(self.classes_, device=logits.device)[logits.argmax(1)]
+
+    def predict_proba(self, images: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """[B, channels, height, width] -> [B, C]: softmax of the logits at the training head's scale.
+
+        Classes of silent sub-networks have probability 0.
+        """
+        return (self.config.head_scale * self.decision_function(images, mask=mask)).softmax(1)
+
+    @torch.no_grad()
+    def synapse_mask(self, images: Tensor) -> Tensor:
+        """[B, channels, height, width] -> [B, S] bool: the functional sub-networks."""
+        return self._fitted().synapse_mask(images.to(self._device))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the folder `path`: what was learned (safetensors) and the settings (JSON), without E0.
+
+        The folder is written beside and renamed; an earlier one is replaced.
+        """
+        path = Path(path)
+        network = self._fitted()
+        modules = {"network": network, "statistics": self.statistics_}
+        tensors = {
+            f"{name}.{key}": value.contiguous()
+            for name, module in modules.items()
+            for key, value in module.state_dict().items()
+            if not key.startswith("vit.")
+        }
+        facts = {
+            "format": _FORMAT,
+            "synapse": self.synapse,
+            "seed": self.seed,
+            "dim": self.vit.dim,
+            "depth": self.vit.depth,
+            "classes": self.classes_,
+            "task_of_class": self.task_of_class_,
+            "config": asdict(self.config),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            safetensors.torch.save_file(tensors, beside / "model.safetensors")
+            (beside / "model.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            beside.chmod(0o755)
+            if path.exists():
+                shutil.rmtree(path)
+            beside.rename(path)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], backbone: nn.Module) -> "ArtsyClassifier":
+        """The classifier saved in the folder `path`, over the same backbone that it was trained with.
+
+        It predicts as it did, and goes on learning.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            ValueError: the checkpoint has a newer format or is for another backbone.
+        """
+        path = Path(path)
+        facts = json.loads((path / "model.json").read_text(encoding="utf-8"))
+        if facts["format"] > _FORMAT:
+            raise ValueError(f"load: {path} has format {facts['format']}, this version reads up to {_FORMAT}")
+        classifier = cls(
+            backbone, synapse=facts["synapse"], config=LearnerConfig(**facts["config"]), seed=facts["seed"]
+        )
+        form = (classifier.vit.depth, classifier.vit.dim)
+        if form != (facts["depth"], facts["dim"]):
+            raise ValueError(
+                f"load: backbone must have depth {facts['depth']} and width {facts['dim']}, got {form[0]} and {form[1]}"
+            )
+        D = classifier.vit.dim
+        classifier._whitening = Whitening(torch.zeros(D), torch.eye(D)).to(classifier._device)
+        network = classifier.network_ = classifier._new_network(torch.empty(0, D), torch.empty(0))
+        tensors = safetensors.torch.load_file(path / "model.safetensors", device=str(classifier._device))
+        state = {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
+        state |= {f"vit.{key}": value for key, value in classifier.vit.state_dict().items()}
+        network.load_state_dict(state)
+        network.requires_grad_(False)
+        classifier.statistics_.load_state_dict(
+            {key.removeprefix("statistics."): value for key, value in tensors.items() if key.startswith("statistics.")}
+        )
+        classifier.classes_, classifier.task_of_class_ = facts["classes"], facts["task_of_class"]
+        return classifier
+
+    def _new_network(self, h0: Tensor, y: Tensor) -> ArtsyNetwork:
+        whitening = self._whitening
+        if whitening is None:
+            whitening = Whitening(h0.mean(0), within_class_covariance(h0, y)).to(self._device)
+        self.statistics_ = ClassStatistics(self.vit.dim).to(self._device)
+        return ArtsyNetwork(
+            self.vit,
+            new_bank(self.vit, self.config, 0),
+            whitening,
+            self._new_synapses(),
+            PrototypeHead(whitening.mean),
+        ).to(self._device)
+
+    def _new_synapses(self) -> SynapseBank:
+        c = self.config
+        options: dict[str, Any] = {"quantile": c.quantile, "fallback": c.fallback}
+        if self.synapse == "stdp":
+            options |= {"steps": c.stdp_steps, "rate": c.stdp_rate, "epochs": c.stdp_epochs}
+            if c.consolidate:
+                options |= {"on": c.consolidate_on, "off": c.consolidate_off}
+        else:
+            options |= {"hidden": c.mlp_hidden, "steps": c.mlp_steps}
+        return SYNAPSES[self.synapse](self.vit.dim, **options)
+
+    def _train_subnetwork(
+        self, dataset: Dataset[tuple[Tensor, ...]], labels: Tensor, task: int
+    ) -> tuple[SubNetworkBank, float]:
+        start = time.perf_counter()
+        bank = train_subnetwork(
+            self.vit, dataset, labels, self.config, seed=self.seed, task=task, progress=self.progress
+        )
+        return bank, time.perf_counter() - start
+
+    @torch.no_grad()
+    def _features(self, dataset: Dataset[tuple[Tensor, ...]], features: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.cat([features(x.to(self._device)) for x, _ in self._batches(dataset)])
+
+    def _batches(self, dataset: Dataset[tuple[Tensor, ...]]) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(dataset, 256)
+
+    def _fitted(self) -> ArtsyNetwork:
+        if self.network_ is None:
+            raise RuntimeError("ArtsyClassifier: no task has been learned; call fit_task first")
+        return self.network_

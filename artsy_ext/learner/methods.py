@@ -1,0 +1,420 @@
+"""The methods that a run compares: Artsy, its ablations, EASE, and the baselines, by name in METHODS."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Dataset
+
+from artsy_ext.data import Task
+from artsy_ext.learner.classifier import ArtsyClassifier
+from artsy_ext.learner.config import LearnerConfig
+from artsy_ext.learner.progress import Progress
+from artsy_ext.learner.training import (
+    LinearHead,
+    generator,
+    new_bank,
+    own_features,
+    train_adapter,
+    train_subnetwork,
+)
+from artsy_ext.nn import PrototypeHead, RoutedViT, STDPSynapses, SubNetworkBank, class_prototypes, covariance
+from artsy_ext.ops import plan_routes
+
+
+class Prediction(NamedTuple):
+    """What a method answers for a batch."""
+
+    labels: Tensor
+    """[B] int64 class indexes in stream order."""
+    mask: Tensor | None
+    """[B, S] bool functional sub-networks; None where the method has no sub-networks to choose from."""
+
+
+class Method(Protocol):
+    """What `run_experiment` asks of a method."""
+
+    @property
+    def training_seconds(self) -> float:
+        """So far, including what other methods use, too."""
+
+    @property
+    def silent_fraction(self) -> float | None:
+        """Share of synaptic weights that are silent; None where that has no meaning."""
+
+    def fit_task(self, task: Task) -> None:
+        """Learns the next task."""
+
+    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
+        """Answers a batch. tasks: [B] int64, the true task of each sample, which only `oracle` looks at."""
+
+    def parameters(self) -> dict[str, float]:
+        """Trainable parameters added to E0 ("total", and "per_task" on average) and "statistics_bytes" stored."""
+
+
+class SeedContext:
+    """What the methods share for one seed, so that a task's sub-network and synapses are trained once.
+
+    Args:
+        backbone: E0.
+        statistics: mean and within-class covariance of its features over its pre-training data, or None.
+        config, seed: of all methods.
+        progress: where bars are shown.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        statistics: tuple[Tensor, Tensor] | None,
+        config: LearnerConfig,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.vit = RoutedViT(backbone)
+        self.statistics, self.config, self.seed, self.progress = statistics, config, seed, progress
+        self._subnetworks: dict[int, tuple[SubNetworkBank, float]] = {}
+        self._classifiers: dict[str, ArtsyClassifier] = {}
+
+    def subnetwork(self, dataset: Dataset[Any], labels: Tensor, task: int) -> tuple[SubNetworkBank, float]:
+        """The sub-network of a task, and the seconds that its training took, whoever asked first."""
+        if task not in self._subnetworks:
+            start = time.perf_counter()
+            bank = train_subnetwork(
+                self.vit, dataset, labels, self.config, seed=self.seed, task=task, progress=self.progress
+            )
+            self._subnetworks[task] = bank, time.perf_counter() - start
+        return self._subnetworks[task]
+
+    def classifier(self, synapse: str) -> ArtsyClassifier:
+        """The one classifier with these synapses, which `artsy`, its ablations and its controls share."""
+        if synapse not in self._classifiers:
+            self._classifiers[synapse] = ArtsyClassifier(
+                self.vit.backbone,
+                self.statistics,
+                synapse=synapse,
+                config=self.config,
+                seed=self.seed,
+                progress=self.progress,
+                subnetwork_trainer=self.subnetwork,
+            )
+        return self._classifiers[synapse]
+
+
+def _size(*modules: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def _bytes(*tensors: Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class _WithClassifier:
+    """Artsy and what looks at the same classifier in another way.
+
+    All methods of a context learn a task before any learns the next, so whoever comes first fits the classifier.
+    """
+
+    runs_subnetworks = True
+
+    def __init__(self, context: SeedContext, synapse: str = "stdp") -> None:
+        self.context = context
+        self.classifier = context.classifier(synapse)
+
+    def fit_task(self, task: Task) -> None:
+        if len(self.classifier.classes_) == task.classes[0]:
+            self.classifier.fit_task(task.train)
+
+    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
+        mask = self.mask(images, tasks)
+        return Prediction(self.classifier.predict(images, mask=mask), mask)
+
+    def mask(self, images: Tensor, tasks: Tensor) -> Tensor:
+        return self.classifier.synapse_mask(images)
+
+    @property
+    def training_seconds(self) -> float:
+        seconds = self.classifier.seconds_
+        return sum(seconds.values()) if self.runs_subnetworks else seconds["synapses"]
+
+    @property
+    def silent_fraction(self) -> float | None:
+        network = self.classifier.network_
+        return None if network is None else network.synapses.silent_fraction
+
+    def parameters(self) -> dict[str, float]:
+        network, statistics = self.classifier.network_, self.classifier.statistics_
+        assert network is not None
+        synapses = network.synapses
+        weights = synapses.weight.numel() if isinstance(synapses, STDPSynapses) else _size(synapses)
+        total = weights + (_size(network.bank) if self.runs_subnetworks else 0)
+        kept = [statistics.mean, statistics.covariance]
+        if self.runs_subnetworks:
+            kept += [network.head.base_prototypes, network.head.prototypes]
+        return {"total": total, "per_task": total / self.classifier.num_tasks, "statistics_bytes": _bytes(*kept)}
+
+
+class _Oracle(_WithClassifier):
+    def mask(self, images: Tensor, tasks: Tensor) -> Tensor:
+        return F.one_hot(tasks, self.classifier.num_tasks).bool()
+
+
+class _Random(_WithClassifier):
+    def __init__(self, context: SeedContext) -> None:
+        super().__init__(context)
+        self.generator = generator(context.seed, "random")
+
+    def mask(self, images: Tensor, tasks: Tensor) -> Tensor:
+        count = super().mask(images, tasks).float().sum(1).mean().item()
+        # ⌊count⌋ or ⌈count⌉ sub-networks for each sample, so that the mean is Artsy's.
+        drawn = (count + torch.rand(len(images), 1, generator=self.generator)).floor()
+        order = torch.rand(len(images), self.classifier.num_tasks, generator=self.generator).argsort(1).argsort(1)
+        return (order < drawn).to(images.device)
+
+
+class _Synapses(_WithClassifier):
+    runs_subnetworks = False
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
+        network = self.classifier.network_
+        assert network is not None
+        assert isinstance(network.synapses, STDPSynapses)
+        h0 = network.vit.base_features(network.vit.embed(images))
+        return Prediction(network.synapses.classify(network.whitening(h0)), None)
+
+
+class _Baseline(ABC):
+    """A method with a state of its own; times its own training."""
+
+    silent_fraction: float | None = None
+
+    def __init__(self, context: SeedContext) -> None:
+        self.context, self.vit, self.config = context, context.vit, context.config
+        self.training_seconds = 0.0
+        self.num_tasks = 0
+
+    def fit_task(self, task: Task) -> None:
+        start = time.perf_counter()
+        self.learn(task)
+        self.training_seconds += time.perf_counter() - start
+        self.num_tasks += 1
+
+    @abstractmethod
+    def learn(self, task: Task) -> None: ...
+
+    @torch.no_grad()
+    def h0(self, images: Tensor) -> Tensor:
+        return self.vit.base_features(self.vit.embed(images))
+
+
+class _SimpleCIL(_Baseline):
+    """Cosine to the class means of E0's features (Zhou et al., 2023), centred as for the others."""
+
+    def __init__(self, context: SeedContext) -> None:
+        super().__init__(context)
+        self.mean = None if context.statistics is None else context.statistics[0]
+        self.prototypes = torch.zeros(0, self.vit.dim)
+
+    def learn(self, task: Task) -> None:
+        images, labels = task.train.tensors
+        h0 = self.h0(images)
+        self.mean = h0.mean(0) if self.mean is None else self.mean
+        new = class_prototypes(h0 - self.mean, labels, range(task.classes[0], task.classes[-1] + 1))
+        self.prototypes = torch.cat([self.prototypes, new])
+
+    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
+        assert self.mean is not None
+        logits = F.normalize(self.h0(images) - self.mean, dim=1) @ self.prototypes.t()
+        return Prediction(logits.argmax(1), None)
+
+    def parameters(self) -> dict[str, float]:
+        return {"total": 0, "per_task": 0, "statistics_bytes": _bytes(self.prototypes)}
+
+
+class _LDA(_Baseline):
+    """Linear discriminant analysis on E0's features: class means and the covariance that the classes share."""
+
+    shrinkage = 1e-4  # the best of 1e-6 … 5e-2 on a held-out quarter of the demo's training data
+
+    def __init__(self, context: SeedContext) -> None:
+        super().__init__(context)
+        self.means = torch.zeros(0, self.vit.dim)
+        self.covariances = torch.zeros(self.vit.dim, self.vit.dim)
+
+    def learn(self, task: Task) -> None:
+        images, labels = task.train.tensors
+        rows = [self.h0(images)[labels == c] for c in task.classes]
+        self.means = torch.cat([self.means, torch.stack([r.mean(0) for r in rows])])
+        self.covariances = self.covariances + torch.stack([covariance(r) for r in rows]).sum(0)
+
+    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
+        shared = self.covariances / len(self.means)
+        identity = torch.eye(len(shared)) * shared.diagonal().mean()
+        shared = (1 - self.shrinkage) * shared + self.shrinkage * identity
+        directions = torch.linalg.solve(shared, self.means.t())
+        logits = self.h0(images) @ directions - (self.means.t() * directions).sum(0) / 2
+        return Prediction(logits.argmax(1), None)
+
+    def parameters(self) -> dict[str, float]:
+        return {"total": 0, "per_task": 0, "statistics_bytes": _bytes(self.means, self.covariances)}
+
+
+class _EASE(_Baseline):
+    """EASE (Zhou et al., CVPR 2024): every sub-network runs for every sample, missing prototypes are synthesised.
+
+    The logit of a class is its cosine in E0's space, plus that in its own sub-network's space, plus 0.1 times those in
+    the other sub-networks' spaces. In the space of a sub-network younger than the class, the prototype is synthesised
+    in residual form, p_(c,0) + Σ softmax(similarity/0.1)·(p_(new,b) − p_(new,0)).
+    """
+
+    others = 0.1
+    temperature = 0.1
+
+    def __init__(self, context: SeedContext) -> None:
+        super().__init__(context)
+        self.bank = new_bank(self.vit, self.config, 0)
+        self.head: PrototypeHead | None = None
+        self.shared_seconds = 0.0
+
+    def fit_task(self, task: Task) -> None:
+        subnetwork, seconds = self.context.subnetwork(task.train, torch.tensor(sorted(task.classes)), self.num_tasks)
+        self.bank.append(subnetwork)
+        super().fit_task(task)
+        self.training_seconds += seconds
+
+    @torch.no_grad()
+    def learn(self, task: Task) -> None:
+        images, labels = task.train.tensors
+        h0, features = self._features(images)
+        if self.head is None:
+            mean = h0.mean(0) if self.context.statistics is None else self.context.statistics[0]
+            self.head = PrototypeHead(mean, reduce="sum")
+        head, t = self.head, self.num_tasks
+        old, new = range(head.num_classes), range(task.classes[0], task.classes[-1] + 1)
+        head.add_task(h0, features[:, t], labels, new)
+        for s in range(t):
+            head.prototypes[s, new.start :] = class_prototypes(features[:, s] - head.mean, labels, new)
+        # Similarity to the new classes is read in each old class's own space.
+        own = head.weight.argmax(0)
+        for c in old:
+            space = head.prototypes[own[c]]
+            similarity = (space[new.start :] @ space[c] / self.temperature).softmax(0)
+            residual = head.prototypes[t, new.start :] - head.base_prototypes[new.start :]
+            head.prototypes[t, c] = F.normalize(head.base_prototypes[c] + similarity @ residual, dim=0)
+        head.weight[head.weight == 0] = self.others
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
+        assert self.head is not None
+        routes = plan_routes(torch.ones(len(images), self.num_tasks, dtype=torch.bool, device=images.device))
+        tokens = self.vit.embed(images)
+        features = self.vit.subnetwork_features(tokens, self.bank, routes)
+        logits = self.head(features, routes, self.vit.base_features(tokens))
+        return Prediction(logits.argmax(1), torch.ones(len(images), self.num_tasks, dtype=torch.bool))
+
+    def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """h0 [n, D] and [n, S, D] in every sub-network's space."""
+        S = self.bank.num_subnetworks
+        base, rows = [], []
+        for batch in images.split(256):
+            tokens = self.vit.embed(batch)
+            routes = plan_routes(torch.ones(len(batch), S, dtype=torch.bool, device=batch.device))
+            features = self.vit.subnetwork_features(tokens, self.bank, routes)
+            base.append(self.vit.base_features(tokens))
+            rows.append(features.view(S, len(batch), -1).transpose(0, 1))  # pairs are sorted by sub-network
+        return torch.cat(base), torch.cat(rows)
+
+    def parameters(self) -> dict[str, float]:
+        assert self.head is not None
+        total = _size(self.bank)
+        kept = _bytes(self.head.base_prototypes, self.head.prototypes)
+        return {"total": total, "per_task": total / self.num_tasks, "statistics_bytes": kept}
+
+
+class _OneAdapter(_Baseline):
+    """One adapter with a linear head over all classes."""
+
+    def __init__(self, context: SeedContext) -> None:
+        super().__init__(context)
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self.random = generator(self.context.seed, "one adapter")
+        self.bank = new_bank(self.vit, self.config, 1, self.random)
+        self.head = LinearHead(self.vit.dim, 0, self.random)
+
+    def _train(self, dataset: Dataset[Any], num_classes: int) -> None:
+        wider = LinearHead(self.vit.dim, num_classes, self.random)
+        with torch.no_grad():
+            wider.weight[: len(self.head.weight)] = self.head.weight
+            wider.bias[: len(self.head.bias)] = self.head.bias
+        self.head = wider
+        train_adapter(
+            self.vit,
+            self.bank,
+            self.head,
+            dataset,
+            lambda y: y,
+            self.config,
+            learning_rate=self.config.baseline_learning_rate,
+            generator=self.random,
+            progress=self.context.progress,
+            description="adapter",
+        )
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
+        return Prediction(self.head(own_features(self.vit, self.bank, images)).argmax(1), None)
+
+    def parameters(self) -> dict[str, float]:
+        total = _size(self.bank, self.head)
+        return {"total": total, "per_task": total / self.num_tasks, "statistics_bytes": 0}
+
+
+class _Finetune(_OneAdapter):
+    def learn(self, task: Task) -> None:
+        self._train(task.train, task.classes[-1] + 1)
+
+
+class _Joint(_OneAdapter):
+    """Keeps all data and, at each task, trains anew on everything seen: what forgetting nothing would give."""
+
+    def __init__(self, context: SeedContext) -> None:
+        super().__init__(context)
+        self.seen: list[Dataset[Any]] = []
+
+    def learn(self, task: Task) -> None:
+        self.seen.append(task.train)
+        self._start_anew()
+        self._train(ConcatDataset(self.seen), task.classes[-1] + 1)
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method by name: a line about it, and how it is made."""
+
+    summary: str
+    create: Callable[[SeedContext], Method]
+
+    def __call__(self, context: SeedContext) -> Method:
+        return self.create(context)
+
+
+METHODS: dict[str, MethodSpec] = {
+    "finetune": MethodSpec("one adapter and head, trained on task after task: forgets", _Finetune),
+    "random": MethodSpec("Artsy with random sub-networks, as many as Artsy runs", _Random),
+    "simplecil": MethodSpec("cosine to the class means of E0's features", _SimpleCIL),
+    "ease": MethodSpec("every sub-network runs for every sample", _EASE),
+    "lda": MethodSpec("linear discriminant analysis of E0's features", _LDA),
+    "synapses": MethodSpec("the STDP synapses' own units answer, no sub-network runs", _Synapses),
+    "artsy": MethodSpec("synapses trained by STDP decide which sub-networks run", _WithClassifier),
+    "artsy-mlp": MethodSpec("two-layer synapses decide which sub-networks run", lambda c: _WithClassifier(c, "mlp")),
+    "joint": MethodSpec("one adapter and head, trained anew on all data seen", _Joint),
+    "oracle": MethodSpec("Artsy told the true sub-network of every sample", _Oracle),
+}

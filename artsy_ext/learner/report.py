@@ -1,0 +1,382 @@
+"""Shows results to people: the table at the end of a run, the pictures, and the folder that holds everything.
+
+Reads nothing but the content of results.json (docs/results.md), so a run can be shown again from its file.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from artsy_ext.learner.results import to_json
+
+__all__ = [
+    "accuracy_figure",
+    "check_output",
+    "matrix_figure",
+    "print_table",
+    "synapses_figure",
+    "write_run",
+]
+
+Results = Mapping[str, Any]
+
+# Okabe & Ito's palette, which colour-blind readers can tell apart. Bounds are black, methods without memory are grey.
+_STYLES: dict[str, dict[str, Any]] = {
+    "finetune": {"color": "#999999", "linestyle": "-", "marker": "v"},
+    "random": {"color": "#999999", "linestyle": ":", "marker": "X"},
+    "simplecil": {"color": "#56B4E9", "linestyle": "-", "marker": "s"},
+    "ease": {"color": "#0072B2", "linestyle": "-", "marker": "D"},
+    "lda": {"color": "#009E73", "linestyle": "-", "marker": "^"},
+    "synapses": {"color": "#CC79A7", "linestyle": "-", "marker": "P"},
+    "artsy": {"color": "#D55E00", "linestyle": "-", "marker": "o", "linewidth": 3.0, "zorder": 5},
+    "artsy-mlp": {"color": "#E69F00", "linestyle": "--", "marker": "o", "zorder": 4},
+    "joint": {"color": "#000000", "linestyle": "--", "marker": "*"},
+    "oracle": {"color": "#000000", "linestyle": ":", "marker": "*"},
+}
+_OTHER_STYLES = [
+    {"color": color, "linestyle": "-.", "marker": "h"} for color in ("#882255", "#44AA99", "#117733", "#88CCEE")
+]
+# The matrices worth a look first: no memory, prototypes with all sub-networks, chosen ones, all data at once.
+_MATRIX_METHODS = ("finetune", "ease", "artsy", "joint")
+_DPI = 160
+
+
+def print_table(results: Results, console: Console) -> None:
+    """Print one row per method, mean ± standard deviation where there are several seeds, and what the methods are.
+
+    Args:
+        results: content of results.json.
+        console: where to print.
+    """
+    methods, count = results["methods"], _task_count(results)
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=0, pad_edge=False, title=f"Learning {_title(results)}", title_justify="left"
+    )
+    table.add_column("method", no_wrap=True)
+    for heading in (
+        "last\nacc %",
+        "avg\nacc %",
+        "forget-\nting",
+        "recall",
+        "preci-\nsion",
+        f"funct.\nof {count}",
+        "silent\n%",
+        "params",
+        "train\ns",
+        "images\n/s",
+    ):
+        table.add_column(heading, justify="right")
+    for name, method in methods.items():
+        synapses = method["synapses"] or {}
+        table.add_row(
+            name,
+            _spread(method["last_accuracy"], 1),
+            _spread(method["average_accuracy"], 1),
+            _spread(method["forgetting"], 1),
+            _spread(synapses.get("recall"), 2),
+            _spread(synapses.get("precision"), 2),
+            _mean(synapses.get("mean_functional"), 2),
+            _mean(synapses.get("silent_fraction"), 0, scale=100),
+            _mean(method["parameters"]["total"], 0),
+            _mean(method["seconds"]["training"], 1),
+            _mean(method["images_per_second"]["inference"], 0),
+            style="bold" if name == "artsy" else None,
+        )
+    console.print(table)
+    for name, method in methods.items():
+        console.print(f"{name:<11}{method['summary']}", highlight=False, markup=False, soft_wrap=True)
+    console.print("funct.: functional sub-networks per sample", highlight=False, markup=False, soft_wrap=True)
+
+
+def check_output(output: Path, overwrite: bool = False) -> None:
+    """Find out, before anything is computed, whether `write_run` may write to `output`.
+
+    Args:
+        output: a folder to be made or replaced.
+        overwrite: allow a folder that holds an earlier run.
+
+    Raises:
+        FileExistsError: if `output` is a file, the current folder, or a folder that is not empty, unless it is an
+            earlier run's and `overwrite` is set.
+        NotADirectoryError: if something above `output` is no folder.
+        PermissionError: if the folder above can't be written to.
+    """
+    output = output.resolve()
+    parent = next(folder for folder in output.parents if folder.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"output: {parent} is not a folder")
+    # Replacing the current folder would leave the caller in one that no longer exists.
+    if output == Path.cwd():
+        raise FileExistsError("output: expected a folder other than the current one")
+    if output.exists():
+        if not output.is_dir():
+            raise FileExistsError(f"output: {output} is a file, expected a folder")
+        if any(output.iterdir()):
+            if not _is_run(output):
+                raise FileExistsError(f"output: {output} is not empty and holds no run that could be replaced")
+            if not overwrite:
+                raise FileExistsError(f"output: {output} holds an earlier run, which is replaced only by overwriting")
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=parent):
+        pass
+
+
+def write_run(
+    output: Path,
+    results: Results,
+    extra_writer: Callable[[Path], None] | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a run folder: results.json, accuracy.png, matrix.png and, where a method has synapses, synapses.png.
+
+    Everything is written to a hidden folder beside `output`, which then takes its place: a failure leaves `output` as
+    it was.
+
+    Args:
+        output: the folder; folders above it are made as needed.
+        results: content of results.json.
+        extra_writer: gets the folder before it is moved, to add to it (a checkpoint).
+        overwrite: replace `output` if it holds an earlier run.
+
+    Raises:
+        FileExistsError, NotADirectoryError, PermissionError: as `check_output`, before anything is written.
+    """
+    check_output(output, overwrite)
+    output = output.resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        new.mkdir()
+        (new / "results.json").write_text(to_json(results) + "\n", encoding="utf-8")
+        for name, figure in (
+            ("accuracy", accuracy_figure(results)),
+            ("matrix", matrix_figure(results)),
+            ("synapses", synapses_figure(results)),
+        ):
+            if figure is not None:
+                figure.savefig(new / f"{name}.png", dpi=_DPI, bbox_inches="tight")
+        if extra_writer is not None:
+            extra_writer(new)
+        check_output(output, overwrite)
+        try:
+            if output.exists():
+                output.rename(old)
+            new.rename(output)
+        except BaseException:
+            if old.exists():
+                old.rename(output)
+            raise
+
+
+def accuracy_figure(results: Results) -> Figure:
+    """Accuracy over all classes seen so far after each task, one line per method, labelled with the last accuracy."""
+    methods, count = results["methods"], _task_count(results)
+    figure = Figure(figsize=(8.4, 5.0), layout="constrained")
+    axes = figure.add_subplot()
+    steps = list(range(1, count + 1))
+    styles = dict(zip(methods, _styles(methods), strict=True))
+    curves = {name: method["incremental_accuracy"]["mean"] for name, method in methods.items()}
+    for name, curve in curves.items():
+        axes.plot(steps, curve, **{"linewidth": 1.8, "markersize": 6, "zorder": 3, "clip_on": False, **styles[name]})
+    axes.set(
+        title=f"Accuracy while learning {_title(results)}",
+        xlabel="tasks learned",
+        ylabel="accuracy over all classes seen so far (%)",
+        xlim=(1 - 0.03 * count, 1.02 * count),
+        ylim=(10 * max(0, min(map(min, curves.values())) // 10 - 1), 101.5),
+    )
+    axes.set_xticks(steps)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    _label_ends(axes, {name: method["last_accuracy"] for name, method in methods.items()}, styles)
+    return figure
+
+
+def matrix_figure(results: Results) -> Figure:
+    """Accuracy matrices of up to four methods as heat maps: what each task's accuracy was after each task."""
+    methods = results["methods"]
+    chosen = [name for name in _MATRIX_METHODS if name in methods]
+    chosen += [name for name in methods if name not in chosen]
+    # In the table's order, however they were picked.
+    names = [name for name in methods if name in chosen[: len(_MATRIX_METHODS)]]
+    figure = Figure(figsize=(1.5 + 2.7 * len(names), 3.7), layout="compressed")
+    all_axes = figure.subplots(1, len(names), squeeze=False)[0]
+    for name, axes in zip(names, all_axes, strict=True):
+        image = _heat_map(axes, methods[name]["accuracy_matrix"]["mean"], 100, "{:.0f}")
+        axes.set(title=f"{name} (last {methods[name]['last_accuracy']['mean']:.1f} %)", xlabel="accuracy on task")
+    all_axes[0].set_ylabel("after learning task")
+    figure.colorbar(image, ax=all_axes, shrink=0.8, label="accuracy (%)")
+    figure.suptitle(f"Accuracy on each task of {_title(results)}")
+    return figure
+
+
+def synapses_figure(results: Results) -> Figure | None:
+    """How well synapses find the right sub-network, how many run, and which ones; None if no method has synapses."""
+    methods = {name: method for name, method in results["methods"].items() if method["synapses"] is not None}
+    if not methods:
+        return None
+    names = list(methods)
+    rows = range(len(names))
+    figure = Figure(figsize=(11.0, 4.0), layout="constrained")
+    quality, active, routing = figure.subplots(1, 3, width_ratios=(1.25, 1.0, 1.25))
+
+    for key, whole, color, marker, offset in (
+        ("recall", "samples", "#0072B2", "o", -0.12),
+        ("precision", "functional pairs", "#D55E00", "s", 0.12),
+    ):
+        values = [methods[name]["synapses"][key] for name in names]
+        quality.errorbar(
+            [value["mean"] for value in values],
+            [row + offset for row in rows],
+            xerr=[value["std"] for value in values] if len(results["seeds"]) > 1 else None,
+            fmt=marker,
+            color=color,
+            label=f"{key} (of {whole})",
+            capsize=3,
+            clip_on=False,
+        )
+    quality.set(
+        title="Is the right one functional?",
+        xlabel="share",
+        xlim=(0, 1),
+    )
+    quality.grid(axis="x", color="#dddddd", linewidth=0.8)
+    figure.legend(loc="outside lower left", ncols=2, frameon=False)
+
+    count = _task_count(results)
+    functional = [methods[name]["synapses"]["mean_functional"] for name in names]
+    bars = active.barh(
+        rows,
+        [value["mean"] for value in functional],
+        xerr=[value["std"] for value in functional] if len(results["seeds"]) > 1 else None,
+        height=0.6,
+        color=[style["color"] for style in _styles(methods)],
+    )
+    active.bar_label(bars, fmt="%.2f", padding=4)
+    active.set(title="How many are functional?", xlabel=f"sub-networks per sample, of {count}", xlim=(0, 1.15 * count))
+
+    for axes in (quality, active):
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_yticks(rows, names if axes is quality else [""] * len(names))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+
+    shown = "artsy" if "artsy" in methods else names[0]
+    image = _heat_map(routing, methods[shown]["synapses"]["routing_matrix"]["mean"], 1, "{:.2f}")
+    routing.set(title=f"Which are functional? ({shown})", xlabel="sub-network", ylabel="true task of the sample")
+    figure.colorbar(image, ax=routing, shrink=0.8, label="share of samples")
+    figure.suptitle(f"What the synapses choose on {_title(results)}")
+    return figure
+
+
+def _title(results: Results) -> str:
+    tasks, seeds = _task_count(results), len(results["seeds"])
+    return f"the stream '{results['stream']}' ({tasks} task{'s' * (tasks > 1)}, " + (
+        f"mean of {seeds} seeds)" if seeds > 1 else f"seed {results['seeds'][0]})"
+    )
+
+
+def _task_count(results: Results) -> int:
+    return len(next(iter(results["methods"].values()))["incremental_accuracy"]["mean"])
+
+
+def _mean(metric: Mapping[str, Any] | None, digits: int, scale: float = 1) -> str:
+    return "–" if metric is None else f"{scale * metric['mean']:,.{digits}f}"
+
+
+def _spread(metric: Mapping[str, Any] | None, digits: int) -> str:
+    if metric is None or len(metric["values"]) == 1:
+        return _mean(metric, digits)
+    return f"{metric['mean']:.{digits}f} ± {metric['std']:.{digits}f}"
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"schema_version", "methods"} <= content.keys()
+
+
+def _styles(names: Iterable[str]) -> list[dict[str, Any]]:
+    others = cycle(_OTHER_STYLES)
+    return [_STYLES[name] if name in _STYLES else next(others) for name in names]
+
+
+def _label_ends(axes: Axes, ends: Mapping[str, Mapping[str, Any]], styles: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write name and last accuracy beside the end of each line, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    names = sorted(ends, key=lambda name: -ends[name]["mean"])
+    heights = _spaced([ends[name]["mean"] for name in names], (high - low) / 21, low, high)
+    for name, height in zip(names, heights, strict=True):
+        # x in fractions of the axes, y in data coordinates.
+        axes.annotate(
+            f"{name} {_spread(ends[name], 1)}",
+            xy=(1.0, ends[name]["mean"]),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(1.06, height),
+            textcoords=axes.get_yaxis_transform(),
+            fontweight="bold" if name == "artsy" else "normal",
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": styles[name]["color"],
+                "linestyle": styles[name]["linestyle"],
+                "linewidth": 1.2,
+                "relpos": (0, 0.5),
+                "shrinkA": 2,
+                "shrinkB": 0,
+            },
+        )
+
+
+def _spaced(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Nearest heights (least squares) in [low, high] that are `gap` apart or more; `heights` must not ascend."""
+    # Adding index * gap turns "gap apart" into "not ascending", which pooling adjacent violators solves, and bounds
+    # on the first and the last into bounds on all.
+    blocks: list[list[float]] = []
+    for index, height in enumerate(heights):
+        blocks.append([height + index * gap])
+        while len(blocks) > 1 and _average(blocks[-2]) < _average(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    levels = [_average(block) for block in blocks for _ in block]
+    lowest = low + (len(heights) - 1) * gap
+    return [min(max(level, lowest), high) - index * gap for index, level in enumerate(levels)]
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _heat_map(axes: Axes, matrix: Sequence[Sequence[float | None]], highest: float, number: str) -> Any:
+    """Draw a matrix with its numbers, elements that are None left blank; tasks are counted from 1."""
+    colors = colormaps["Blues"]
+    scale = Normalize(0, highest)
+    image = axes.imshow(
+        [[float("nan") if value is None else value for value in row] for row in matrix], cmap=colors, norm=scale
+    )
+    size = max(5.0, 10.5 - 0.45 * max(len(matrix), len(matrix[0])))
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            if value is not None:
+                color = "white" if scale(value) > 0.55 else "black"
+                axes.text(j, i, number.format(value), ha="center", va="center", color=color, fontsize=size)
+    axes.set_xticks(range(len(matrix[0])), [str(j + 1) for j in range(len(matrix[0]))])
+    axes.set_yticks(range(len(matrix)), [str(i + 1) for i in range(len(matrix))])
+    axes.spines[:].set_visible(False)
+    return image

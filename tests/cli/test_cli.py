@@ -1,0 +1,216 @@
+"""The `artsy` command as a user meets it: output, files, exit codes.
+
+Tests that take the fixture `demo` run real methods on real data; the others stop before anything is trained.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonschema
+import pytest
+
+from artsy_ext import info
+from artsy_ext.cli import main
+from artsy_ext.learner import experiment
+from artsy_ext.learner.methods import METHODS
+from artsy_ext.learner.results import schema, without_times
+
+REAL = ["demo", "--methods", "simplecil,artsy"]
+
+
+class Demo(NamedTuple):
+    folder: Path
+    output: str
+    results: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    done = artsy(*REAL, "--output", str(folder))
+    assert done.returncode == 0, done.stderr
+    return Demo(folder, done.stdout, json.loads((folder / "results.json").read_text()))
+
+
+def artsy(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "artsy_ext.cli", *arguments], capture_output=True, text=True)
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a refused command printed."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert err.startswith("artsy: error: ")
+    return err.removeprefix("artsy: error: ").rstrip()
+
+
+def test_demo_writes_a_run_folder(demo: Demo) -> None:
+    names = {path.name for path in demo.folder.iterdir()}
+    assert names == {"results.json", "accuracy.png", "matrix.png", "synapses.png", "checkpoint"}
+    assert any((demo.folder / "checkpoint").iterdir())
+    jsonschema.validate(demo.results, schema(), cls=jsonschema.Draft202012Validator)
+
+
+def test_demo_prints_the_table_and_the_folder(demo: Demo) -> None:
+    assert "simplecil" in demo.output
+    assert demo.output.splitlines()[-1] == f"written to {demo.folder}"
+
+
+def test_demo_notes_its_arguments(demo: Demo) -> None:
+    assert demo.results["arguments"]["command"] == {
+        "name": "demo",
+        "stream": "digits",
+        "seeds": 1,
+        "methods": ["simplecil", "artsy"],
+        "consolidate": True,
+    }
+    assert demo.results["arguments"]["config"]["consolidate"] is True
+
+
+def test_demo_learns(demo: Demo) -> None:
+    last = {name: method["last_accuracy"]["mean"] for name, method in demo.results["methods"].items()}
+    assert last["simplecil"] > 70
+    assert last["artsy"] > last["simplecil"] + 3
+
+
+def test_demo_gives_the_same_twice(demo: Demo, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    assert artsy(*REAL, "--output", str(again)).returncode == 0
+    assert without_times(json.loads((again / "results.json").read_text())) == without_times(demo.results)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--methods", "arsty"], "did you mean artsy"),
+        (["demo", "--methods", "artsy,lda,"], "methods: '' is not known"),
+        (["demo", "--stream", "digit"], "stream: 'digit' is not known; did you mean digits?"),
+        (["demo", "--seeds", "0"], "--seeds"),
+        (["demo", "--seeds", "many"], "--seeds"),
+        (["demo", "--unheard-of"], "No such option"),
+        (["demo", "surplus"], "unexpected extra argument"),
+        (["domo"], "No such command"),
+        (["info", "--jason"], "No such option"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert message in error_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_method_names_all_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--methods", "xyz"]) == 2
+    assert f"(known: {', '.join(METHODS)})" in error_line(capsys)
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_a_folder_in_use_is_refused_before_training(
+    overwrite: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "run_experiment", None)
+    (tmp_path / "thesis.tex").touch()
+    assert main(["demo", "--output", str(tmp_path), *overwrite]) == 2
+    assert "not empty" in error_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_exit_code_of_the_process() -> None:
+    done = artsy("demo", "--methods", "arsty")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+
+
+def test_interrupt_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run_experiment", interrupted)
+    assert main(["demo", "--output", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr() == ("", "artsy: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["click", "rich", "timm", "matplotlib"])
+def test_a_missing_extra_is_named(package: str) -> None:
+    program = f"import sys; sys.modules[{package!r}] = None; from artsy_ext.cli import main; sys.exit(main(['demo']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"artsy: error: {package} is not installed: pip install 'artsy_ext[learn]'\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "demo" in out
+    assert "info" in out
+    assert err == ""
+
+
+def test_help_of_demo_lists_streams_and_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--help"]) == 0
+    out = capsys.readouterr().out
+    for name in ("digits", "rotated", *METHODS):
+        assert f"\n  {name} " in out
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys; from artsy_ext.cli import main; main(['--help'])\n"
+        "assert not {'torch', 'timm', 'matplotlib', 'rich'} & sys.modules.keys()"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert info.versions()["artsy_ext"] in capsys.readouterr().out
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for name in ("torch", "python", "processor", "library", "cpu"):
+        assert f"\n{name} " in out
+
+
+def test_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == json.loads(json.dumps(info.collect(), default=str))
+    assert shown["versions"]["torch"]
+
+
+def test_info_is_a_module_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert info.main(["--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["devices"]["cpu"]["threads"] >= 1
+    assert info.main(["--jason"]) == 2
+    assert capsys.readouterr().err == "artsy_ext.info: error: expected nothing or --json, got --jason\n"
+
+
+def test_info_names_what_is_missing_and_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = info._version
+    monkeypatch.setattr(info, "_version", lambda name: None if name in ("timm", "rich") else installed(name))
+    assert {"timm", "rich"} <= set(info.missing_packages()["learn"])
+    info.print_info()
+    out = capsys.readouterr().out
+    assert "timm" in out
+    assert "pip install 'artsy_ext[learn]'" in out
