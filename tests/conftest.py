@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Fills new tensors with NaN (or the largest integer), also in compiled kernels: an element left unwritten shows."""
+    """Fills new tensors with NaN or the largest integer, in compiled kernels too: what is left unwritten shows."""
     previous = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -1,8 +1,8 @@
 """ArtsyClassifier: the continual learner as an estimator. fit_task, predict, save, load."""
 
+import copy
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -77,6 +77,7 @@ class ArtsyClassifier:
         self.classes_: list[int] = []
         self.task_of_class_: list[int] = []
         self.network_: ArtsyNetwork | None = None
+        self.statistics_: ClassStatistics
         self.seconds_ = {"subnetworks": 0.0, "synapses": 0.0, "prototypes": 0.0}
         self._whitening = None if statistics is None else Whitening(*statistics).to(self._device)
         self._trainer = subnetwork_trainer or self._train_subnetwork
@@ -97,7 +98,9 @@ class ArtsyClassifier:
             dataset: (image [channels, height, width], label) pairs; its labels must be new.
 
         Raises:
-            ValueError: the data set is empty or brings a class that an earlier task had. Nothing is changed.
+            ValueError: the data set is empty or brings a class that an earlier task had.
+
+        Whatever is raised, nothing is changed.
         """
         labels = torch.cat([y for _, y in self._batches(dataset)]) if len(dataset) else torch.empty(0)  # type: ignore[arg-type]
         names = labels.unique()
@@ -110,33 +113,38 @@ class ArtsyClassifier:
         classes = range(first, first + len(names))
         y = (first + torch.searchsorted(names, labels)).to(self._device)
 
-        subnetwork, seconds = self._trainer(dataset, names, task)
-        self.seconds_["subnetworks"] += seconds
+        seconds = dict(self.seconds_)
+        subnetwork, training = self._trainer(dataset, names, task)
+        seconds["subnetworks"] += training
 
         start = time.perf_counter()
         h0 = self._features(dataset, lambda x: self.vit.base_features(self.vit.embed(x)))
         own = self._features(dataset, lambda x: own_features(self.vit, subnetwork, x))
         if self.network_ is None:
-            self.network_ = self._new_network(h0, y)
-        network = self.network_
+            network, statistics = self._new_network(h0, y)
+        else:  # copies, so that a failure on the way leaves what was learned before
+            network, statistics = copy.deepcopy((self.network_, self.statistics_), {id(self.vit): self.vit})
         network.bank.append(subnetwork)
         network.head.add_task(h0, own, y, classes)
-        self.seconds_["prototypes"] += time.perf_counter() - start
+        seconds["prototypes"] += time.perf_counter() - start
 
         start = time.perf_counter()
         z = network.whitening(h0)
-        self.statistics_.add_task(z, y, classes)
+        statistics.add_task(z, y, classes)
         network.synapses.fit_task(
-            z, y, self.statistics_, generator(self.seed, f"synapses {self.synapse}", task), self.progress.track
+            z, y, statistics, generator(self.seed, f"synapses {self.synapse}", task), self.progress.track
         )
-        self.seconds_["synapses"] += time.perf_counter() - start
-        self.classes_ += names.tolist()
-        self.task_of_class_ += [task] * len(names)
+        seconds["synapses"] += time.perf_counter() - start
+
+        self.network_, self.statistics_, self.seconds_ = network, statistics, seconds
+        self.classes_ = self.classes_ + names.tolist()
+        self.task_of_class_ = self.task_of_class_ + [task] * len(names)
         return self
 
     @torch.no_grad()
     def decision_function(self, images: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """[B, channels, height, width] -> logits [B, C], columns as `classes_`; mask as in `ArtsyNetwork`."""
+        mask = None if mask is None else mask.to(self._device)
         return self._fitted()(images.to(self._device), mask=mask)
 
     def predict(self, images: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -159,10 +167,15 @@ class ArtsyClassifier:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the folder `path`: what was learned (safetensors) and the settings (JSON), without E0.
 
-        The folder is written beside and renamed; an earlier one is replaced.
+        The folder is written beside and renamed; an earlier checkpoint is replaced.
+
+        Raises:
+            FileExistsError: `path` is a file, or a folder that holds something else than a checkpoint.
         """
-        path = Path(path)
+        path = Path(path).resolve()
         network = self._fitted()
+        if path.exists() and not (path / "model.json").exists() and (path.is_file() or any(path.iterdir())):
+            raise FileExistsError(f"save: {path} is no checkpoint that could be replaced")
         modules = {"network": network, "statistics": self.statistics_}
         tensors = {
             f"{name}.{key}": value.contiguous()
@@ -181,17 +194,19 @@ class ArtsyClassifier:
             "config": asdict(self.config),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        try:
-            safetensors.torch.save_file(tensors, beside / "model.safetensors")
-            (beside / "model.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            beside.chmod(0o755)
-            if path.exists():
-                shutil.rmtree(path)
-            beside.rename(path)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
+            new, old = Path(beside, "new"), Path(beside, "old")
+            new.mkdir()
+            safetensors.torch.save_file(tensors, new / "model.safetensors")
+            (new / "model.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            try:
+                if path.exists():
+                    path.rename(old)
+                new.rename(path)
+            except BaseException:
+                if old.exists():
+                    old.rename(path)
+                raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backbone: nn.Module) -> "ArtsyClassifier":
@@ -217,30 +232,31 @@ class ArtsyClassifier:
             )
         D = classifier.vit.dim
         classifier._whitening = Whitening(torch.zeros(D), torch.eye(D)).to(classifier._device)
-        network = classifier.network_ = classifier._new_network(torch.empty(0, D), torch.empty(0))
+        network, statistics = classifier._new_network(torch.empty(0, D), torch.empty(0))
         tensors = safetensors.torch.load_file(path / "model.safetensors", device=str(classifier._device))
         state = {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
         state |= {f"vit.{key}": value for key, value in classifier.vit.state_dict().items()}
         network.load_state_dict(state)
         network.requires_grad_(False)
-        classifier.statistics_.load_state_dict(
+        statistics.load_state_dict(
             {key.removeprefix("statistics."): value for key, value in tensors.items() if key.startswith("statistics.")}
         )
+        classifier.network_, classifier.statistics_ = network, statistics
         classifier.classes_, classifier.task_of_class_ = facts["classes"], facts["task_of_class"]
         return classifier
 
-    def _new_network(self, h0: Tensor, y: Tensor) -> ArtsyNetwork:
+    def _new_network(self, h0: Tensor, y: Tensor) -> tuple[ArtsyNetwork, ClassStatistics]:
         whitening = self._whitening
         if whitening is None:
             whitening = Whitening(h0.mean(0), within_class_covariance(h0, y)).to(self._device)
-        self.statistics_ = ClassStatistics(self.vit.dim).to(self._device)
-        return ArtsyNetwork(
+        network = ArtsyNetwork(
             self.vit,
             new_bank(self.vit, self.config, 0),
             whitening,
             self._new_synapses(),
             PrototypeHead(whitening.mean),
-        ).to(self._device)
+        )
+        return network.to(self._device), ClassStatistics(self.vit.dim).to(self._device)
 
     def _new_synapses(self) -> SynapseBank:
         c = self.config
@@ -267,7 +283,8 @@ class ArtsyClassifier:
         return torch.cat([features(x.to(self._device)) for x, _ in self._batches(dataset)])
 
     def _batches(self, dataset: Dataset[tuple[Tensor, ...]]) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(dataset, 256)
+        # With a generator of its own it does not draw from PyTorch's random state.
+        return DataLoader(dataset, 256, generator=torch.Generator())
 
     def _fitted(self) -> ArtsyNetwork:
         if self.network_ is None:

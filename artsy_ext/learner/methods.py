@@ -23,7 +23,15 @@ from artsy_ext.learner.training import (
     train_adapter,
     train_subnetwork,
 )
-from artsy_ext.nn import PrototypeHead, RoutedViT, STDPSynapses, SubNetworkBank, class_prototypes, covariance
+from artsy_ext.nn import (
+    ArtsyNetwork,
+    PrototypeHead,
+    RoutedViT,
+    STDPSynapses,
+    SubNetworkBank,
+    class_prototypes,
+    covariance,
+)
 from artsy_ext.ops import plan_routes
 
 
@@ -76,6 +84,7 @@ class SeedContext:
         progress: Progress,
     ) -> None:
         self.vit = RoutedViT(backbone)
+        self.device = next(self.vit.parameters()).device
         self.statistics, self.config, self.seed, self.progress = statistics, config, seed, progress
         self._subnetworks: dict[int, tuple[SubNetworkBank, float]] = {}
         self._classifiers: dict[str, ArtsyClassifier] = {}
@@ -130,12 +139,21 @@ class _WithClassifier:
         if len(self.classifier.classes_) == task.classes[0]:
             self.classifier.fit_task(task.train)
 
-    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
-        mask = self.mask(images, tasks)
-        return Prediction(self.classifier.predict(images, mask=mask), mask)
+    @property
+    def network(self) -> ArtsyNetwork:
+        network = self.classifier.network_
+        assert network is not None, "fit_task comes first"
+        return network
 
-    def mask(self, images: Tensor, tasks: Tensor) -> Tensor:
-        return self.classifier.synapse_mask(images)
+    @torch.no_grad()
+    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
+        tokens, h0 = self.network.base(images.to(self.context.device))
+        mask = self.choose(self.network.functional(h0), tasks)
+        return Prediction(self.network.answer(tokens, h0, mask).argmax(1), mask)
+
+    def choose(self, functional: Tensor, tasks: Tensor) -> Tensor:
+        """[B, S] bool: the sub-networks that run, given those that the synapses make functional."""
+        return functional
 
     @property
     def training_seconds(self) -> float:
@@ -144,12 +162,10 @@ class _WithClassifier:
 
     @property
     def silent_fraction(self) -> float | None:
-        network = self.classifier.network_
-        return None if network is None else network.synapses.silent_fraction
+        return self.network.synapses.silent_fraction
 
     def parameters(self) -> dict[str, float]:
-        network, statistics = self.classifier.network_, self.classifier.statistics_
-        assert network is not None
+        network, statistics = self.network, self.classifier.statistics_
         synapses = network.synapses
         weights = synapses.weight.numel() if isinstance(synapses, STDPSynapses) else _size(synapses)
         total = weights + (_size(network.bank) if self.runs_subnetworks else 0)
@@ -160,8 +176,8 @@ class _WithClassifier:
 
 
 class _Oracle(_WithClassifier):
-    def mask(self, images: Tensor, tasks: Tensor) -> Tensor:
-        return F.one_hot(tasks, self.classifier.num_tasks).bool()
+    def choose(self, functional: Tensor, tasks: Tensor) -> Tensor:
+        return F.one_hot(tasks.to(functional.device), functional.shape[1]).bool()
 
 
 class _Random(_WithClassifier):
@@ -169,12 +185,12 @@ class _Random(_WithClassifier):
         super().__init__(context)
         self.generator = generator(context.seed, "random")
 
-    def mask(self, images: Tensor, tasks: Tensor) -> Tensor:
-        count = super().mask(images, tasks).float().sum(1).mean().item()
-        # ⌊count⌋ or ⌈count⌉ sub-networks for each sample, so that the mean is Artsy's.
-        drawn = (count + torch.rand(len(images), 1, generator=self.generator)).floor()
-        order = torch.rand(len(images), self.classifier.num_tasks, generator=self.generator).argsort(1).argsort(1)
-        return (order < drawn).to(images.device)
+    def choose(self, functional: Tensor, tasks: Tensor) -> Tensor:
+        B, S = functional.shape
+        # ⌊mean⌋ or ⌈mean⌉ sub-networks for each sample, so that the mean is Artsy's.
+        count = (functional.sum().item() / B + torch.rand(B, 1, generator=self.generator)).floor()
+        rank = torch.rand(B, S, generator=self.generator).argsort(1).argsort(1)
+        return (rank < count).to(functional.device)
 
 
 class _Synapses(_WithClassifier):
@@ -182,11 +198,10 @@ class _Synapses(_WithClassifier):
 
     @torch.no_grad()
     def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
-        network = self.classifier.network_
-        assert network is not None
-        assert isinstance(network.synapses, STDPSynapses)
-        h0 = network.vit.base_features(network.vit.embed(images))
-        return Prediction(network.synapses.classify(network.whitening(h0)), None)
+        synapses = self.network.synapses
+        assert isinstance(synapses, STDPSynapses)
+        _, h0 = self.network.base(images.to(self.context.device))
+        return Prediction(synapses.classify(self.network.whitening(h0)), None)
 
 
 class _Baseline(ABC):
@@ -195,7 +210,7 @@ class _Baseline(ABC):
     silent_fraction: float | None = None
 
     def __init__(self, context: SeedContext) -> None:
-        self.context, self.vit, self.config = context, context.vit, context.config
+        self.context, self.vit, self.config, self.device = context, context.vit, context.config, context.device
         self.training_seconds = 0.0
         self.num_tasks = 0
 
@@ -210,7 +225,7 @@ class _Baseline(ABC):
 
     @torch.no_grad()
     def h0(self, images: Tensor) -> Tensor:
-        return self.vit.base_features(self.vit.embed(images))
+        return self.vit.base_features(self.vit.embed(images.to(self.device)))
 
 
 class _SimpleCIL(_Baseline):
@@ -218,8 +233,8 @@ class _SimpleCIL(_Baseline):
 
     def __init__(self, context: SeedContext) -> None:
         super().__init__(context)
-        self.mean = None if context.statistics is None else context.statistics[0]
-        self.prototypes = torch.zeros(0, self.vit.dim)
+        self.mean = None if context.statistics is None else context.statistics[0].to(self.device)
+        self.prototypes = torch.zeros(0, self.vit.dim, device=self.device)
 
     def learn(self, task: Task) -> None:
         images, labels = task.train.tensors
@@ -244,18 +259,19 @@ class _LDA(_Baseline):
 
     def __init__(self, context: SeedContext) -> None:
         super().__init__(context)
-        self.means = torch.zeros(0, self.vit.dim)
-        self.covariances = torch.zeros(self.vit.dim, self.vit.dim)
+        self.means = torch.zeros(0, self.vit.dim, device=self.device)
+        self.covariances = torch.zeros(self.vit.dim, self.vit.dim, device=self.device)
 
     def learn(self, task: Task) -> None:
         images, labels = task.train.tensors
-        rows = [self.h0(images)[labels == c] for c in task.classes]
+        h0 = self.h0(images)
+        rows = [h0[labels == c] for c in task.classes]
         self.means = torch.cat([self.means, torch.stack([r.mean(0) for r in rows])])
         self.covariances = self.covariances + torch.stack([covariance(r) for r in rows]).sum(0)
 
     def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
         shared = self.covariances / len(self.means)
-        identity = torch.eye(len(shared)) * shared.diagonal().mean()
+        identity = torch.eye(len(shared), device=self.device) * shared.diagonal().mean()
         shared = (1 - self.shrinkage) * shared + self.shrinkage * identity
         directions = torch.linalg.solve(shared, self.means.t())
         logits = self.h0(images) @ directions - (self.means.t() * directions).sum(0) / 2
@@ -293,7 +309,7 @@ class _EASE(_Baseline):
         images, labels = task.train.tensors
         h0, features = self._features(images)
         if self.head is None:
-            mean = h0.mean(0) if self.context.statistics is None else self.context.statistics[0]
+            mean = h0.mean(0) if self.context.statistics is None else self.context.statistics[0].to(self.device)
             self.head = PrototypeHead(mean, reduce="sum")
         head, t = self.head, self.num_tasks
         old, new = range(head.num_classes), range(task.classes[0], task.classes[-1] + 1)
@@ -312,19 +328,20 @@ class _EASE(_Baseline):
     @torch.no_grad()
     def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
         assert self.head is not None
-        routes = plan_routes(torch.ones(len(images), self.num_tasks, dtype=torch.bool, device=images.device))
-        tokens = self.vit.embed(images)
+        mask = torch.ones(len(images), self.num_tasks, dtype=torch.bool, device=self.device)
+        routes = plan_routes(mask)
+        tokens = self.vit.embed(images.to(self.device))
         features = self.vit.subnetwork_features(tokens, self.bank, routes)
         logits = self.head(features, routes, self.vit.base_features(tokens))
-        return Prediction(logits.argmax(1), torch.ones(len(images), self.num_tasks, dtype=torch.bool))
+        return Prediction(logits.argmax(1), mask)
 
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """h0 [n, D] and [n, S, D] in every sub-network's space."""
         S = self.bank.num_subnetworks
         base, rows = [], []
         for batch in images.split(256):
-            tokens = self.vit.embed(batch)
-            routes = plan_routes(torch.ones(len(batch), S, dtype=torch.bool, device=batch.device))
+            tokens = self.vit.embed(batch.to(self.device))
+            routes = plan_routes(torch.ones(len(batch), S, dtype=torch.bool, device=self.device))
             features = self.vit.subnetwork_features(tokens, self.bank, routes)
             base.append(self.vit.base_features(tokens))
             rows.append(features.view(S, len(batch), -1).transpose(0, 1))  # pairs are sorted by sub-network
@@ -347,10 +364,10 @@ class _OneAdapter(_Baseline):
     def _start_anew(self) -> None:
         self.random = generator(self.context.seed, "one adapter")
         self.bank = new_bank(self.vit, self.config, 1, self.random)
-        self.head = LinearHead(self.vit.dim, 0, self.random)
+        self.head = LinearHead(self.vit.dim, 0, self.random).to(self.device)
 
     def _train(self, dataset: Dataset[Any], num_classes: int) -> None:
-        wider = LinearHead(self.vit.dim, num_classes, self.random)
+        wider = LinearHead(self.vit.dim, num_classes, self.random).to(self.device)
         with torch.no_grad():
             wider.weight[: len(self.head.weight)] = self.head.weight
             wider.bias[: len(self.head.bias)] = self.head.bias
@@ -370,7 +387,7 @@ class _OneAdapter(_Baseline):
 
     @torch.no_grad()
     def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
-        return Prediction(self.head(own_features(self.vit, self.bank, images)).argmax(1), None)
+        return Prediction(self.head(own_features(self.vit, self.bank, images.to(self.device))).argmax(1), None)
 
     def parameters(self) -> dict[str, float]:
         total = _size(self.bank, self.head)

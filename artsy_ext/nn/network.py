@@ -40,15 +40,27 @@ class ArtsyNetwork(nn.Module):
             Sum of two cosines, in [−2, 2]; −inf for classes of silent sub-networks. A sample without a functional
             sub-network (`fallback="none"`) is answered by E0's prototypes alone.
         """
-        tokens = self.vit.embed(images)
-        h0 = self.vit.base_features(tokens)
+        tokens, h0 = self.base(images)
         if mask is None:
-            mask = self.synapses.mask(self.whitening(h0))
+            mask = self.functional(h0)
+        return self.answer(tokens, h0, mask, capacity=capacity)
+
+    def base(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """E0's look at the images: tokens [B, N, D] before its first block, and its features h0 [B, D]."""
+        tokens = self.vit.embed(images)
+        return tokens, self.vit.base_features(tokens)
+
+    def functional(self, h0: Tensor) -> Tensor:
+        """[B, D] -> [B, S] bool: the sub-networks that the synapses make functional."""
+        return self.synapses.mask(self.whitening(h0))
+
+    def answer(self, tokens: Tensor, h0: Tensor, mask: Tensor, *, capacity: int | None = None) -> Tensor:
+        """Logits [B, C] from what `base` gave, running the sub-networks in mask [B, S]."""
         routes = plan_routes(mask, capacity=capacity)
         features = self.vit.subnetwork_features(tokens, self.bank, routes)
         logits = self.head(features, routes, h0)
         return torch.where(mask.any(1, keepdim=True), logits, self.head.base_logits(h0))
 
     def synapse_mask(self, images: Tensor) -> Tensor:
-        """[B, S] bool: the functional sub-networks."""
-        return self.synapses.mask(self.whitening(self.vit.base_features(self.vit.embed(images))))
+        """[B, channels, height, width] -> [B, S] bool: the functional sub-networks."""
+        return self.functional(self.base(images)[1])

@@ -169,6 +169,8 @@ class STDPSynapses(SynapseBank):
         super().__init__(dim, **options)
         if (on is None) != (off is None):
             raise ValueError(f"STDPSynapses: on and off go together, got on={on}, off={off}")
+        if on is not None and off is not None and not 0 <= off <= on:
+            raise ValueError(f"STDPSynapses: on and off must satisfy 0 <= off <= on, got on={on}, off={off}")
         self.steps, self.rate, self.epochs, self.batch_size = steps, rate, epochs, batch_size
         self.on, self.off = on, off
         afferents = 2 * dim + 1

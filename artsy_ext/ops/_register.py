@@ -6,10 +6,11 @@ definition registered here.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from artsy_ext import _library
 
@@ -18,6 +19,7 @@ _fragment = torch.library.Library("artsy", "IMPL")
 
 Kernel = Callable[..., Any]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Autocast = Literal["lower", "float32"] | None
 
 
 def register(
@@ -27,7 +29,7 @@ def register(
     fake: Kernel,
     *,
     differentiable: bool = False,
-    autocast: Literal["lower", "float32"] | None = None,
+    autocast: Autocast = None,
 ) -> None:
     """Registers `artsy::<name>`.
 
@@ -41,25 +43,24 @@ def register(
     def kernel(*flat: Any, **keywords: Any) -> Any:
         args, kwargs = arguments(*flat, **keywords)
         with nullcontext() if differentiable else torch.no_grad():
-            return definition(*args, **kwargs)
+            return _contiguous(definition(*args, **kwargs))
 
     def fake_kernel(*flat: Any, **keywords: Any) -> Any:
         args, kwargs = arguments(*flat, **keywords)
-        return fake(*args, **kwargs)
+        return _contiguous(fake(*args, **kwargs))
 
     _fragment.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"artsy::{name}", fake_kernel, lib=_fragment)
     op = getattr(torch.ops.artsy, name).default
     if differentiable:
         _register_gradient(name, op, kernel)
-    if autocast is not None:
-        for device in ("CPU", "CUDA"):
-            _fragment.impl(name, _autocast_kernel(op, device, autocast), f"Autocast{device}")
+    _register_autocast(name, autocast)
 
 
-def register_composite(name: str, kernel: Kernel) -> None:
-    """Registers `artsy::<name>` as a composition of other ops, which bring fake, gradient and autocast with them."""
+def register_composite(name: str, kernel: Kernel, *, autocast: Autocast = None) -> None:
+    """Registers `artsy::<name>` as a composition of other ops, which bring fake and gradient with them."""
     _fragment.impl(name, kernel, "CompositeImplicitAutograd")
+    _register_autocast(name, autocast)
 
 
 def _register_gradient(name: str, op: Any, kernel: Kernel) -> None:
@@ -101,18 +102,23 @@ def _register_gradient(name: str, op: Any, kernel: Kernel) -> None:
             pairs = list(zip(outputs, grad, strict=True)) if several else [(outputs, grad)]
             pairs = [(o, g) for o, g in pairs if o.requires_grad]
             if not pairs:
-                return [torch.zeros_like(a) for a in wanted]
-            return list(
-                torch.autograd.grad(
-                    [o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True, materialize_grads=True
-                )
+                return [torch.zeros_like(a, memory_format=torch.contiguous_format) for a in wanted]
+            found = torch.autograd.grad(
+                [o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True, materialize_grads=True
             )
+        # Autograd hands a gradient through where it can; an op's results are its own.
+        return [gradient.clone(memory_format=torch.contiguous_format) for gradient in found]
 
     def backward_fake(grad: Any, *inputs: Any, needs: Sequence[bool], **keywords: Any) -> list[Tensor]:
-        return [torch.empty_like(a) for a, need in zip(inputs, needs, strict=False) if need]
+        wanted = [a for a, need in zip(inputs, needs, strict=False) if need]
+        return [torch.empty_like(a, memory_format=torch.contiguous_format) for a in wanted]
+
+    def no_second_gradient(ctx: Any, *grads: Any) -> NoReturn:
+        raise RuntimeError(f"{name}: differentiable once, its gradients have no gradient")
 
     _fragment.impl(f"{name}_backward", backward_kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"artsy::{name}_backward", backward_fake, lib=_fragment)
+    torch.library.register_autograd(f"artsy::{name}_backward", no_second_gradient, lib=_fragment)
     has_keywords = any(a.kwarg_only for a in op._schema.arguments)
     torch.library.register_autograd(
         f"artsy::{name}",
@@ -122,14 +128,23 @@ def _register_gradient(name: str, op: Any, kernel: Kernel) -> None:
     )
 
 
+def _contiguous(results: Any) -> Any:
+    """The definition's results as a fake without strides foretells them."""
+    return tree_map(Tensor.contiguous, results)
+
+
 class _autograd_inside_a_kernel:  # noqa: N801 - a context manager, used like a function
-    """Records gradients again where the dispatcher, having passed the autograd layer, has switched it off."""
+    """Records gradients again where the dispatcher, having passed the autograd layer, has switched it off.
+
+    Without autocast: a backward pass called inside a region computes in the precision of the forward pass.
+    """
 
     def __enter__(self) -> None:
         C = torch._C
         below = C.DispatchKeySet(C.DispatchKey.AutogradFunctionality) | C.DispatchKeySet(C.DispatchKey.ADInplaceOrView)
+        autocast = C.DispatchKeySet(C.DispatchKey.AutocastCPU) | C.DispatchKeySet(C.DispatchKey.AutocastCUDA)
         self.guard = C._ForceDispatchKeyGuard(
-            C._dispatch_tls_local_include_set(), C._dispatch_tls_local_exclude_set() - below
+            C._dispatch_tls_local_include_set(), (C._dispatch_tls_local_exclude_set() - below) | autocast
         )
         self.guard.__enter__()
         self.grad = torch.enable_grad()
@@ -140,13 +155,22 @@ class _autograd_inside_a_kernel:  # noqa: N801 - a context manager, used like a 
         self.guard.__exit__(*error)
 
 
+def _register_autocast(name: str, policy: Autocast) -> None:
+    if policy is not None:
+        op = getattr(torch.ops.artsy, name).default
+        for device in ("CPU", "CUDA"):
+            _fragment.impl(name, _autocast_kernel(op, device, policy), f"Autocast{device}")
+
+
 def _autocast_kernel(op: Any, device: str, policy: str) -> Kernel:
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+    # A cast copy of an argument that the op changes would take the change with it.
+    changed = {i for i, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write}
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         dtype = torch.float32 if policy == "float32" else torch.get_autocast_dtype(device.lower())
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return op(*(_cast(a, dtype) for a in args), **kwargs)
+            return op(*(a if i in changed else _cast(a, dtype) for i, a in enumerate(args)), **kwargs)
 
     return kernel
 

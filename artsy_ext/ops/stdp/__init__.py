@@ -224,4 +224,4 @@ def _stdp_consolidate(
 
 register("stdp", partial(_arguments, "stdp"), _stdp, _fake, differentiable=True, autocast="float32")
 register("stdp_", partial(_arguments, "stdp_"), _stdp_in_place, _fake_in_place, autocast="float32")
-register_composite("stdp_consolidate", _stdp_consolidate)
+register_composite("stdp_consolidate", _stdp_consolidate, autocast="float32")

@@ -56,7 +56,7 @@ def stdp(
         if rule.clamp == "step":
             W = W.clamp(rule.w_min, rule.w_max)
 
-    if rule.clamp != "never":
+    if rule.clamp == "end":
         W = W.clamp(rule.w_min, rule.w_max)
     return W, Traces(x, y, x_slow, y_slow, e)
 

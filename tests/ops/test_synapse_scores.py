@@ -1,0 +1,161 @@
+"""synapse_scores: S two-layer gates at once."""
+
+import pytest
+import torch
+from properties import (
+    DEVICES,
+    FLOATING,
+    LAYOUTS,
+    assert_any_layout,
+    assert_only_asked,
+    assert_pure,
+    assert_refused,
+    assert_same_bits,
+    laid_out,
+    sliced,
+)
+from torch import Tensor
+
+from artsy_ext import ops
+
+op = ops.synapse_scores
+
+
+def sample(B: int = 3, S: int = 2, R: int = 4, D: int = 5, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    shapes = ((B, D), (S, R, D), (S, R), (S, R), (S,))
+    return tuple(torch.randn(shape, dtype=dtype) for shape in shapes)
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("device", DEVICES)
+def test_table(dtype, device):
+    def tensor(values: list) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    features = tensor([[1, 2], [-1, 3], [0, 0]])
+    down = tensor([[[1, 1], [2, -1]], [[0, 1], [-3, 1]]])
+    down_bias = tensor([[1, -2], [-2, 1]])
+    up = tensor([[2, 3], [-1, 4]])
+    up_bias = tensor([10, -5])
+    # s=0: h = relu(f0+f1+1, 2·f0−f1−2), score 2·h0 + 3·h1 + 10
+    #   (1, 2): relu(4, −2) = (4, 0) → 18;  (−1, 3): relu(3, −7) = (3, 0) → 16;  (0, 0): relu(1, −2) = (1, 0) → 12
+    # s=1: h = relu(f1−2, −3·f0+f1+1), score −h0 + 4·h1 − 5
+    #   (1, 2): relu(0, 0) → −5;  (−1, 3): relu(1, 7) → −1+28−5 = 22;  (0, 0): relu(−2, 1) → 4−5 = −1
+    expected = tensor([[18, -5], [16, 22], [12, -1]])
+    assert_same_bits(op(features, down, down_bias, up, up_bias), expected)
+
+
+@pytest.mark.parametrize(("dtype", "count"), [(torch.bfloat16, 1024), (torch.float16, 8192)])
+def test_sums_in_float32(dtype, count):
+    """A sum of ones in these dtypes would stop at 256 and 2048; over D, then over R."""
+    one, zero = torch.ones(1, dtype=dtype), torch.zeros(1, dtype=dtype)
+    over_d = op(one.expand(1, count), one.expand(1, 1, count), zero[None], one[None], zero)
+    over_r = op(one[None], one.expand(1, count, 1), zero.expand(1, count), one.expand(1, count), zero)
+    assert (over_d.item(), over_r.item()) == (count, count)
+
+
+def test_gradcheck():
+    torch.autograd.gradcheck(op, [tensor.requires_grad_() for tensor in sample()])
+
+
+@pytest.mark.parametrize("asked", [[0], [1], [2], [3], [4], [1, 2, 3, 4], [0, 3]])
+def test_only_the_gradients_asked_for(asked):
+    assert_only_asked("synapse_scores", op, sample(), asked)
+
+
+def test_a_hidden_unit_at_rest_has_no_gradient():
+    """relu at exactly 0 has PyTorch's sub-gradient 0."""
+    features = torch.zeros(1, 1, requires_grad=True)
+    ones, zeros = torch.ones(1, 1), torch.zeros(1, 1)
+    assert torch.autograd.grad(op(features, ones[None], zeros, ones, zeros[0]), features)[0].item() == 0
+
+
+@pytest.mark.parametrize("empty", range(4))
+def test_empty(empty):
+    sizes = [3, 2, 4, 5]
+    sizes[empty] = 0
+    inputs = [tensor.requires_grad_() for tensor in sample(*sizes)]
+    _, _, down_bias, up, up_bias = inputs
+    scores = op(*inputs)
+    # Without features the biases go on through relu; without hidden units only the last bias is left.
+    expected = up_bias.expand(sizes[0], -1) if empty == 2 else ((down_bias.relu() * up).sum(1) + up_bias).expand(3, -1)
+    if empty >= 2:
+        torch.testing.assert_close(scores, expected)
+    assert scores.shape == (*sizes[:2],)
+    gradients = torch.autograd.grad(scores.sum(), inputs)
+    assert torch.equal(gradients[4], torch.full_like(up_bias, sizes[0]))
+
+
+def test_pure_and_any_layout():
+    assert_pure(op, *sample())
+    assert_any_layout(op, *sample())
+
+
+def test_autocast_follows():
+    inputs = [tensor.requires_grad_() for tensor in sample(dtype=torch.float32)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = op(*inputs)
+    assert_same_bits(scores, op(*(tensor.bfloat16() for tensor in inputs)))
+    assert all(gradient.dtype == torch.float32 for gradient in torch.autograd.grad(scores.sum(), inputs))
+
+
+NAMES = ("features", "down", "down_bias", "up", "up_bias")
+
+
+@pytest.mark.parametrize(
+    ("argument", "change"),
+    [
+        ("features", torch.zeros(5)),
+        ("features", torch.zeros(3, 5, dtype=torch.int64)),
+        ("down", torch.zeros(4, 5)),
+        ("down", torch.zeros(2, 4, 6)),
+        ("down", torch.zeros(2, 4, 5, dtype=torch.float64)),
+        ("down_bias", torch.zeros(2, 5)),
+        ("down_bias", torch.zeros(4)),
+        ("up", torch.zeros(2, 4, 1)),
+        ("up", torch.zeros(3, 4)),
+        ("up_bias", torch.zeros(2, 1)),
+        ("up_bias", torch.zeros(3)),
+        *((name, "meta") for name in NAMES[1:]),
+    ],
+)
+def test_bad_input(argument, change):
+    arguments = dict(zip(NAMES, sample(dtype=torch.float32), strict=True))
+    arguments[argument] = arguments[argument].to("meta") if isinstance(change, str) else change
+    assert_refused("synapse_scores", argument, lambda: op(**arguments))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck(layout):
+    arguments = [tensor.requires_grad_() for tensor in laid_out(sample(dtype=torch.float32), layout)]
+    torch.library.opcheck(torch.ops.artsy.synapse_scores.default, arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_opcheck_dtypes(dtype):
+    torch.library.opcheck(torch.ops.artsy.synapse_scores.default, sample(dtype=dtype))
+
+
+@pytest.mark.parametrize("sizes", [(0, 2, 4, 5), (3, 2, 4, 0), (3, 2, 0, 5)])
+def test_opcheck_empty(sizes):
+    torch.library.opcheck(torch.ops.artsy.synapse_scores.default, sample(*sizes))
+
+
+@pytest.mark.parametrize("needs", [[True] * 5, [False, True, False, True, False]])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck_backward(layout, needs):
+    arguments = laid_out((torch.randn(3, 2).double(), *sample()), layout)
+    torch.library.opcheck(torch.ops.artsy.synapse_scores_backward.default, arguments, {"needs": needs})
+
+
+def test_compile():
+    def loss(*inputs: Tensor) -> Tensor:
+        return op(*inputs).tanh().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    arguments = sample()
+    for inputs in (arguments, tuple(map(sliced, arguments))):
+        inputs = [tensor.requires_grad_() for tensor in inputs]
+        actual, expected = compiled(*inputs), loss(*inputs)
+        assert_same_bits(actual, expected)
+        assert_same_bits(torch.autograd.grad(actual, inputs), torch.autograd.grad(expected, inputs))
