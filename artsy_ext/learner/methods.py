@@ -296,7 +296,6 @@ class _EASE(_Baseline):
         super().__init__(context)
         self.bank = new_bank(self.vit, self.config, 0)
         self.head: PrototypeHead | None = None
-        self.shared_seconds = 0.0
 
     def fit_task(self, task: Task) -> None:
         subnetwork, seconds = self.context.subnetwork(task.train, torch.tensor(sorted(task.classes)), self.num_tasks)

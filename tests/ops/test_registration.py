@@ -1,0 +1,80 @@
+"""One name per op, everywhere: schema, public function, definition, test, and a benchmark of every compiled kernel."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from artsy_ext import ops
+from artsy_ext.ops import reference
+
+ROOT = Path(__file__).parents[2]
+SCHEMAS = (ROOT / "csrc" / "ops.cpp").read_text()
+DIFFERENTIABLE = re.findall(r'define_differentiable\(\s*m, "(\w+)"', SCHEMAS)
+OPS = sorted([*DIFFERENTIABLE, *re.findall(r'define\(\s*m, "(\w+)"', SCHEMAS)])
+
+
+def compiled(op: str) -> bool:
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(f"artsy::{op}", device) for device in ("CPU", "CUDA"))
+
+
+def folder(op: str) -> Path:
+    """Where the public function lives; variants (`stdp_`, `stdp_consolidate`) share the folder of their op."""
+    found = Path(inspect.getfile(getattr(ops, op))).parent
+    assert op.startswith(found.name)
+    return found
+
+
+def test_registered_ops_are_the_schemas() -> None:
+    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("artsy::")}
+    assert registered == {f"artsy::{op}" for op in OPS} | {f"artsy::{op}_backward" for op in DIFFERENTIABLE}
+
+
+def test_every_kernel_file_is_the_kernel_of_an_op() -> None:
+    # A kernel stands in csrc/cpu/<op>.cpp, and only what is registered for a device of its own has one.
+    files = {path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp")}
+    assert files == {folder(op).name for op in OPS if compiled(op)}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_is_complete(op: str) -> None:
+    assert op in ops.__all__
+    assert op in reference.__all__
+    assert (folder(op) / "reference.py").is_file()
+    assert inspect.getfile(getattr(reference, op)) == str(folder(op) / "reference.py")
+    assert (ROOT / "tests" / "ops" / f"test_{folder(op).name}.py").is_file()
+    if compiled(op):
+        assert (ROOT / "bench" / "ops" / f"{folder(op).name}.py").is_file()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_definition_has_the_signature_of_the_function(op: str) -> None:
+    ours, defined = (inspect.signature(getattr(module, op)) for module in (ops, reference))
+    assert [(p.name, p.kind, p.default) for p in ours.parameters.values()] == [
+        (p.name, p.kind, p.default) for p in defined.parameters.values()
+    ]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_function_is_documented(op: str) -> None:
+    text = inspect.getdoc(getattr(ops, op))
+    assert text is not None
+    if folder(op).name != op:  # a variant says how it differs
+        assert f"`{folder(op).name}`" in text
+        assert "\nRaises" in text
+        return
+    sections = re.findall(r"^(Args|Returns|Raises):$", text, re.MULTILINE)
+    assert sections == ["Args", "Returns", "Raises"]
+    for name in inspect.signature(getattr(ops, op)).parameters:
+        assert re.search(rf"\b{name}\b.*:", text), name
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck_selects_every_op(op: str) -> None:
+    # `pytest -k opcheck` selects by name.
+    text = (ROOT / "tests" / "ops" / f"test_{folder(op).name}.py").read_text()
+    checks = [body for body in text.split("\ndef ") if body.startswith("test_opcheck")]
+    for name in [op, f"{op}_backward"] if op in DIFFERENTIABLE else [op]:
+        assert any(f"torch.ops.artsy.{name}.default" in body for body in checks), name
