@@ -6,6 +6,7 @@ VENV ?= .venv
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 OUTPUT ?= runs/demo
 SEEDS ?= 1
+PYTEST_ARGS ?= -n auto
 
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp)

@@ -104,6 +104,14 @@ def commands() -> click.Group:
     )
     @click.option("--overwrite", is_flag=True, help="Replace an earlier run in that folder.")
     @click.option("--no-consolidate", is_flag=True, help="Leave every synapse functional, none silent.")
+    @click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="CPU threads; the demo's network is too small to gain much from more.",
+    )
     @click.option("--quiet", is_flag=True, help="Show no progress bars.")
     def demo(
         stream: str,
@@ -112,13 +120,14 @@ def commands() -> click.Group:
         output: Path,
         overwrite: bool,
         no_consolidate: bool,
+        threads: int,
         quiet: bool,
     ) -> None:
         """Compare continual-learning methods on handwritten digits.
 
         Needs no download: backbone and data come with the packages.
         """
-        _demo(stream, seeds, methods, output, overwrite, not no_consolidate, quiet)
+        _demo(stream, seeds, methods, output, overwrite, not no_consolidate, threads, quiet)
 
     @artsy.command()
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -132,11 +141,19 @@ def commands() -> click.Group:
 
 
 def _demo(
-    stream: str, seeds: int, methods: str | None, output: Path, overwrite: bool, consolidate: bool, quiet: bool
+    stream: str,
+    seeds: int,
+    methods: str | None,
+    output: Path,
+    overwrite: bool,
+    consolidate: bool,
+    threads: int,
+    quiet: bool,
 ) -> None:
     import dataclasses
 
     import click
+    import torch
     from rich.console import Console
 
     from artsy_ext.demo import load_backbone
@@ -157,6 +174,7 @@ def _demo(
         backbone, statistics = load_backbone()
     except RuntimeError as error:
         raise click.ClickException(str(error)) from error
+    torch.set_num_threads(threads)
     with Progress(quiet) as progress:
         result = run_experiment(
             stream,
@@ -172,6 +190,7 @@ def _demo(
                 "seeds": seeds,
                 "methods": list(names),
                 "consolidate": consolidate,
+                "threads": threads,
             },
         )
 

@@ -6,6 +6,10 @@ import pytest
 import torch
 
 
+# The tests' tensors are small: more threads bring nothing, and on a busy machine they wait for each other.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """Fills new tensors with NaN or the largest integer, in compiled kernels too: what is left unwritten shows."""

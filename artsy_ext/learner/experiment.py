@@ -105,7 +105,7 @@ def run_experiment(
     classifier: ArtsyClassifier | None = None
     for seed in progress.track(seeds, "seeds"):
         data = build_stream(seed)
-        context = SeedContext(backbone, statistics, config, seed, progress)
+        context = SeedContext(data, backbone, statistics, config, seed, progress)
         # Methods draw from generators of their own; this is for what they call.
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(seed)

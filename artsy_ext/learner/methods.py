@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
-from artsy_ext.data import Task
+from artsy_ext.data import Stream, Task
 from artsy_ext.learner.classifier import ArtsyClassifier
 from artsy_ext.learner.config import LearnerConfig
 from artsy_ext.learner.progress import Progress
@@ -69,6 +69,7 @@ class SeedContext:
     """What the methods share for one seed, so that a task's sub-network and synapses are trained once.
 
     Args:
+        stream: what the methods learn; only `joint` looks ahead in it.
         backbone: E0.
         statistics: mean and within-class covariance of its features over its pre-training data, or None.
         config, seed: of all methods.
@@ -77,12 +78,14 @@ class SeedContext:
 
     def __init__(
         self,
+        stream: Stream,
         backbone: nn.Module,
         statistics: tuple[Tensor, Tensor] | None,
         config: LearnerConfig,
         seed: int,
         progress: Progress,
     ) -> None:
+        self.stream = stream
         self.vit = RoutedViT(backbone)
         self.device = next(self.vit.parameters()).device
         self.statistics, self.config, self.seed, self.progress = statistics, config, seed, progress
@@ -358,10 +361,8 @@ class _OneAdapter(_Baseline):
 
     def __init__(self, context: SeedContext) -> None:
         super().__init__(context)
-        self._start_anew()
-
-    def _start_anew(self) -> None:
-        self.random = generator(self.context.seed, "one adapter")
+        self.random = generator(context.seed, "one adapter")
+        self.num_seen = 0
         self.bank = new_bank(self.vit, self.config, 1, self.random)
         self.head = LinearHead(self.vit.dim, 0, self.random).to(self.device)
 
@@ -386,7 +387,8 @@ class _OneAdapter(_Baseline):
 
     @torch.no_grad()
     def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
-        return Prediction(self.head(own_features(self.vit, self.bank, images.to(self.device))).argmax(1), None)
+        logits = self.head(own_features(self.vit, self.bank, images.to(self.device)))
+        return Prediction(logits[:, : self.num_seen].argmax(1), None)
 
     def parameters(self) -> dict[str, float]:
         total = _size(self.bank, self.head)
@@ -395,20 +397,21 @@ class _OneAdapter(_Baseline):
 
 class _Finetune(_OneAdapter):
     def learn(self, task: Task) -> None:
-        self._train(task.train, task.classes[-1] + 1)
+        self.num_seen = task.classes[-1] + 1
+        self._train(task.train, self.num_seen)
 
 
 class _Joint(_OneAdapter):
-    """Keeps all data and, at each task, trains anew on everything seen: what forgetting nothing would give."""
+    """What forgetting nothing would give: trained once, on all tasks together.
 
-    def __init__(self, context: SeedContext) -> None:
-        super().__init__(context)
-        self.seen: list[Dataset[Any]] = []
+    After task t it is asked about the classes seen until then, and chooses among these.
+    """
 
     def learn(self, task: Task) -> None:
-        self.seen.append(task.train)
-        self._start_anew()
-        self._train(ConcatDataset(self.seen), task.classes[-1] + 1)
+        tasks = self.context.stream.tasks
+        if task is tasks[0]:
+            self._train(ConcatDataset([t.train for t in tasks]), self.context.stream.num_classes)
+        self.num_seen = task.classes[-1] + 1
 
 
 @dataclass(frozen=True)
@@ -431,6 +434,6 @@ METHODS: dict[str, MethodSpec] = {
     "synapses": MethodSpec("the STDP synapses' own units answer, no sub-network runs", _Synapses),
     "artsy": MethodSpec("synapses trained by STDP decide which sub-networks run", _WithClassifier),
     "artsy-mlp": MethodSpec("two-layer synapses decide which sub-networks run", lambda c: _WithClassifier(c, "mlp")),
-    "joint": MethodSpec("one adapter and head, trained anew on all data seen", _Joint),
+    "joint": MethodSpec("one adapter and head, trained once on all tasks together", _Joint),
     "oracle": MethodSpec("Artsy told the true sub-network of every sample", _Oracle),
 }

@@ -80,7 +80,7 @@ def train_adapter(
     """
     loader = DataLoader(dataset, config.batch_size, shuffle=True, generator=generator)
     parameters = [*bank.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=config.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * len(loader))
     device = parameters[0].device
     for _ in progress.track(range(config.epochs), description):

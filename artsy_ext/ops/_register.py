@@ -10,7 +10,6 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from artsy_ext import _library
 
@@ -130,7 +129,9 @@ def _register_gradient(name: str, op: Any, kernel: Kernel) -> None:
 
 def _contiguous(results: Any) -> Any:
     """The definition's results as a fake without strides foretells them."""
-    return tree_map(Tensor.contiguous, results)
+    if isinstance(results, Tensor):
+        return results.contiguous()
+    return tuple(result.contiguous() for result in results)
 
 
 class _autograd_inside_a_kernel:  # noqa: N801 - a context manager, used like a function
