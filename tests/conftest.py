@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-
 # The tests' tensors are small: more threads bring nothing, and on a busy machine they wait for each other.
 torch.set_num_threads(1)
 

@@ -98,14 +98,17 @@ class ArtsyClassifier:
             dataset: (image [channels, height, width], label) pairs; its labels must be new.
 
         Raises:
-            ValueError: the data set is empty or brings a class that an earlier task had.
+            ValueError: the data set is empty, its labels are no integers, or it brings a class that an earlier task
+                had.
 
         Whatever is raised, nothing is changed.
         """
         labels = torch.cat([y for _, y in self._batches(dataset)]) if len(dataset) else torch.empty(0)  # type: ignore[arg-type]
-        names = labels.unique()
-        if not len(names):
+        if not len(labels):
             raise ValueError("fit_task: dataset must not be empty")
+        if labels.dtype.is_floating_point or labels.dtype == torch.bool:
+            raise ValueError(f"fit_task: dataset must have integer labels, got {labels.dtype}")
+        names = labels.unique()
         known = sorted(set(names.tolist()) & set(self.classes_))
         if known:
             raise ValueError(f"fit_task: dataset must bring new classes, got {known} again")
@@ -155,7 +158,8 @@ class ArtsyClassifier:
     def predict_proba(self, images: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """[B, channels, height, width] -> [B, C]: softmax of the logits at the training head's scale.
 
-        Classes of silent sub-networks have probability 0.
+        Classes of silent sub-networks have probability 0, unless no sub-network is functional: then E0's prototypes
+        alone answer, for all classes.
         """
         return (self.config.head_scale * self.decision_function(images, mask=mask)).softmax(1)
 
@@ -187,8 +191,7 @@ class ArtsyClassifier:
             "format": _FORMAT,
             "synapse": self.synapse,
             "seed": self.seed,
-            "dim": self.vit.dim,
-            "depth": self.vit.depth,
+            "backbone": self.vit.fingerprint(),
             "classes": self.classes_,
             "task_of_class": self.task_of_class_,
             "config": asdict(self.config),
@@ -225,10 +228,11 @@ class ArtsyClassifier:
         classifier = cls(
             backbone, synapse=facts["synapse"], config=LearnerConfig(**facts["config"]), seed=facts["seed"]
         )
-        form = (classifier.vit.depth, classifier.vit.dim)
-        if form != (facts["depth"], facts["dim"]):
+        found = classifier.vit.fingerprint()
+        if found != facts["backbone"]:
             raise ValueError(
-                f"load: backbone must have depth {facts['depth']} and width {facts['dim']}, got {form[0]} and {form[1]}"
+                f"load: backbone must be the one that {path} was trained with (SHA-256 of its weights "
+                f"{facts['backbone'][:12]}…), got {found[:12]}…"
             )
         D = classifier.vit.dim
         classifier._whitening = Whitening(torch.zeros(D), torch.eye(D)).to(classifier._device)

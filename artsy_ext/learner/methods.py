@@ -126,6 +126,11 @@ def _bytes(*tensors: Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def _prototypes(head: PrototypeHead) -> list[Tensor]:
+    """Those that are used."""
+    return [head.base_prototypes, head.prototypes[head.weight > 0]]
+
+
 class _WithClassifier:
     """Artsy and what looks at the same classifier in another way.
 
@@ -139,8 +144,11 @@ class _WithClassifier:
         self.classifier = context.classifier(synapse)
 
     def fit_task(self, task: Task) -> None:
-        if len(self.classifier.classes_) == task.classes[0]:
+        seen = len(self.classifier.classes_)
+        if seen == task.classes[0]:
             self.classifier.fit_task(task.train)
+        elif seen != task.classes[-1] + 1:
+            raise RuntimeError("methods that share a classifier must all learn a task before any learns the next")
 
     @property
     def network(self) -> ArtsyNetwork:
@@ -170,11 +178,14 @@ class _WithClassifier:
     def parameters(self) -> dict[str, float]:
         network, statistics = self.network, self.classifier.statistics_
         synapses = network.synapses
-        weights = synapses.weight.numel() if isinstance(synapses, STDPSynapses) else _size(synapses)
+        if isinstance(synapses, STDPSynapses):
+            weights = synapses.weight[synapses.unit_class >= 0].numel()
+        else:
+            weights = _size(synapses)
         total = weights + (_size(network.bank) if self.runs_subnetworks else 0)
         kept = [statistics.mean, statistics.covariance]
         if self.runs_subnetworks:
-            kept += [network.head.base_prototypes, network.head.prototypes]
+            kept += _prototypes(network.head)
         return {"total": total, "per_task": total / self.classifier.num_tasks, "statistics_bytes": _bytes(*kept)}
 
 
@@ -289,7 +300,8 @@ class _EASE(_Baseline):
 
     The logit of a class is its cosine in E0's space, plus that in its own sub-network's space, plus 0.1 times those in
     the other sub-networks' spaces. In the space of a sub-network younger than the class, the prototype is synthesised
-    in residual form, p_(c,0) + Σ softmax(similarity/0.1)·(p_(new,b) − p_(new,0)).
+    in residual form, p_(c,0) + Σ softmax(similarity/0.1)·(p_(new,b) − p_(new,0)), with the similarity read in the
+    class's own space.
     """
 
     others = 0.1
@@ -318,7 +330,6 @@ class _EASE(_Baseline):
         head.add_task(h0, features[:, t], labels, new)
         for s in range(t):
             head.prototypes[s, new.start :] = class_prototypes(features[:, s] - head.mean, labels, new)
-        # Similarity to the new classes is read in each old class's own space.
         own = head.weight.argmax(0)
         for c in old:
             space = head.prototypes[own[c]]
@@ -352,7 +363,7 @@ class _EASE(_Baseline):
     def parameters(self) -> dict[str, float]:
         assert self.head is not None
         total = _size(self.bank)
-        kept = _bytes(self.head.base_prototypes, self.head.prototypes)
+        kept = _bytes(*_prototypes(self.head))
         return {"total": total, "per_task": total / self.num_tasks, "statistics_bytes": kept}
 
 

@@ -84,25 +84,19 @@ class SynapseBank(Growing):
         old_classes = (statistics.task < task).nonzero().flatten()
         order = torch.randperm(len(z), generator=generator)
         held_out = int(len(z) * _HELD_OUT)
-        own, train = z[order[:held_out]] if held_out else z, order[held_out:]
+        train = order[held_out:]
+        own = z[order[:held_out]] if held_out else z
 
         pseudo, pseudo_labels = statistics.sample(old_classes, math.ceil(len(train) / len(new_classes)), generator)
         self._grow(new_classes, generator)
-        self._learn(
-            torch.cat([z[train], pseudo]),
-            torch.cat([labels[train], pseudo_labels]),
-            statistics.task,
-            len(train),
-            generator,
-            track,
-        )
+        samples, sample_labels = torch.cat([z[train], pseudo]), torch.cat([labels[train], pseudo_labels])
+        self._learn(samples, sample_labels, statistics.task[sample_labels], generator, track)
 
         thresholds = []
         for s in range(task):
-            samples, _ = statistics.sample(
-                old_classes[statistics.task[old_classes] == s], _CALIBRATION_SAMPLES, generator
-            )
-            thresholds.append(self.scores(samples)[:, s].quantile(self.quantile))
+            classes = (statistics.task == s).nonzero().flatten()
+            calibration, _ = statistics.sample(classes, _CALIBRATION_SAMPLES, generator)
+            thresholds.append(self.scores(calibration)[:, s].quantile(self.quantile))
         thresholds.append(self.scores(own)[:, task].quantile(self.quantile))
         self.thresholds = torch.stack(thresholds)
 
@@ -111,10 +105,8 @@ class SynapseBank(Growing):
         """Makes room for the synapse of one more sub-network, which answers for `classes`."""
 
     @abstractmethod
-    def _learn(
-        self, z: Tensor, labels: Tensor, task_of_class: Tensor, num_new: int, generator: torch.Generator, track: Track
-    ) -> None:
-        """Learns from samples, of which the first `num_new` are real and of the new task, the others pseudo-samples."""
+    def _learn(self, z: Tensor, labels: Tensor, tasks: Tensor, generator: torch.Generator, track: Track) -> None:
+        """Learns from the new samples and the older tasks' pseudo-samples: [n, D], their classes and tasks [n]."""
 
     @abstractmethod
     def scores(self, z: Tensor) -> Tensor:
@@ -219,9 +211,7 @@ class STDPSynapses(SynapseBank):
         self.functional = grown(self.functional, torch.zeros_like(weight, dtype=torch.bool), False)
         self.unit_class = grown(self.unit_class, classes, -1)
 
-    def _learn(
-        self, z: Tensor, labels: Tensor, task_of_class: Tensor, num_new: int, generator: torch.Generator, track: Track
-    ) -> None:
+    def _learn(self, z: Tensor, labels: Tensor, tasks: Tensor, generator: torch.Generator, track: Track) -> None:
         T = self.steps
         rule = STDPRule(
             decay_pre=0.0,
@@ -303,20 +293,19 @@ class MLPSynapses(SynapseBank):
             new = (torch.rand(1, *own.shape[1:], generator=generator) * 2 - 1) / math.sqrt(fan_in)
             self.resize(name, torch.cat([own.data, new.to(own)]))
 
-    def _learn(
-        self, z: Tensor, labels: Tensor, task_of_class: Tensor, num_new: int, generator: torch.Generator, track: Track
-    ) -> None:
+    def _learn(self, z: Tensor, labels: Tensor, tasks: Tensor, generator: torch.Generator, track: Track) -> None:
         S = len(self.up_bias)
-        tasks = task_of_class[labels]
+        if S == 1:
+            return  # a lone synapse has nothing to tell its task from
+        new, old = (tasks == S - 1).nonzero().flatten(), (tasks < S - 1).nonzero().flatten()
         parameters = [self.down, self.down_bias, self.up, self.up_bias]
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
         for _ in track(range(self.steps), "synapses"):
-            rows = torch.randint(num_new, (self.batch_size,), generator=generator)
-            if S > 1:
-                count = self.batch_size * min(S - 1, 4)
-                rows = torch.cat([rows, torch.randint(num_new, len(z), (count,), generator=generator)])
+            num_old = self.batch_size * min(S - 1, 4)
+            draws = ((new, self.batch_size), (old, num_old))
+            rows = torch.cat([pool[torch.randint(len(pool), (n,), generator=generator)] for pool, n in draws])
             target = F.one_hot(tasks[rows], S).to(z.dtype)
             positives = target.sum(0)
             balance = torch.where(target > 0, (len(rows) - positives) / (positives + 1), 1.0)

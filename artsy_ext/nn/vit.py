@@ -1,7 +1,9 @@
 """RoutedViT: a frozen timm ViT (E0) that also runs as sub-networks, one pass over all functional pairs."""
 
+import hashlib
 from typing import Any
 
+import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -48,6 +50,14 @@ class RoutedViT(nn.Module):
     def dim(self) -> int:
         """D, the width of the features."""
         return int(self.backbone.embed_dim)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of E0's weights, names and shapes, as hexadecimal digits: tells one backbone from another."""
+        digest = hashlib.sha256()
+        for name, value in self.backbone.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.contiguous().flatten().view(torch.uint8).cpu().numpy())
+        return digest.hexdigest()
 
     def embed(self, images: Tensor) -> Tensor:
         """Tokens [B, N, D] before the first block, shared by E0 and all sub-networks."""

@@ -34,6 +34,7 @@ def tiny_stream(seed: int) -> Stream:
 
 
 class FakeContext(NamedTuple):
+    stream: Stream
     backbone: object
     statistics: object
     config: object
