@@ -68,6 +68,7 @@ def test_demo_notes_its_arguments(demo: Demo) -> None:
         "seeds": 1,
         "methods": ["simplecil", "artsy"],
         "consolidate": True,
+        "threads": 1,
     }
     assert demo.results["arguments"]["config"]["consolidate"] is True
 
