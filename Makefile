@@ -11,7 +11,7 @@ PYTEST_ARGS ?= -n auto
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp)
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench clean FORCE
 
 help: ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,18 +26,18 @@ lint: $(VENV)/.dev ## ruff, clang-format and mypy over the tree
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files
 
 bench: $(VENV)/.dev ## the op benchmarks
-	$(BIN)/pytest bench/ops
+	$(BIN)/pytest $(filter-out %/conftest.py,$(wildcard bench/ops/*.py))
 
 clean: ## remove what was built; .venv stays
-	rm -rf build dist *.egg-info artsy_ext/*.so artsy_ext/_build.*
+	rm -rf build dist *.egg-info artsy_ext/*.so $(VENV)/.learn $(VENV)/.dev
 
-# The compiled part is built against the torch of .venv, hence without isolation.
-$(VENV)/.torch:
-	$(PYTHON) -m venv $(VENV)
+# The compiled part is built against the torch of .venv, hence without isolation. Another TORCH makes .venv anew.
+$(VENV)/.torch: $(if $(filter-out $(shell cat $(VENV)/.torch 2>/dev/null),$(TORCH)),FORCE)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet "setuptools>=77" cmake ninja pybind11
-	@touch $@
+	@echo $(TORCH) > $@
 
 $(VENV)/.learn $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$*]"

@@ -1,5 +1,6 @@
 """Drives CMakeLists.txt with ninja against the torch that is installed; everything else is in pyproject.toml."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,13 +12,21 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 
 
+def pybind11_directory() -> list[str]:
+    """For the info module, which is left out where there is no pybind11."""
+    try:
+        import pybind11
+    except ImportError:
+        return []
+    return [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+
+
 class CMakeBuild(build_ext):
     def run(self) -> None:
         try:
-            import pybind11
             import torch
-        except ImportError as error:
-            sys.exit(f"artsy_ext: the build needs {error.name}: pip install {error.name}, or build with isolation")
+        except ImportError:
+            sys.exit("artsy_ext: the build needs torch >= 2.10: pip install torch, or build with isolation")
         build = Path(self.build_temp).resolve() / "cmake"
         # A cache of another torch or Python would be trusted silently; configuring anew costs two seconds.
         shutil.rmtree(build, ignore_errors=True)
@@ -33,7 +42,8 @@ class CMakeBuild(build_ext):
                 f"-DARTSY_TORCH_DIR={Path(torch.__file__).parent}",
                 f"-DARTSY_TORCH_VERSION={torch.__version__}",
                 f"-DPython_EXECUTABLE={sys.executable}",
-                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+                f"-DARTSY_WERROR={os.environ.get('ARTSY_WERROR', 'OFF')}",
+                *pybind11_directory(),
             ],
             check=True,
         )  # fmt: skip

@@ -150,14 +150,12 @@ def _demo(
     threads: int,
     quiet: bool,
 ) -> None:
-    import dataclasses
-
     import click
     import torch
     from rich.console import Console
 
     from artsy_ext.demo import load_backbone
-    from artsy_ext.learner.config import default_config
+    from artsy_ext.learner.config import LearnerConfig
     from artsy_ext.learner.experiment import check_methods, check_stream, run_experiment
     from artsy_ext.learner.methods import METHODS
     from artsy_ext.learner.progress import Progress
@@ -182,7 +180,7 @@ def _demo(
             statistics,
             names,
             range(seeds),
-            dataclasses.replace(default_config(), consolidate=consolidate),
+            LearnerConfig(consolidate=consolidate),
             progress,
             command={
                 "name": "demo",

@@ -45,7 +45,7 @@ void define_differentiable(torch::stable::detail::StableLibrary& m, const std::s
 STABLE_TORCH_LIBRARY(artsy, m) {
   define_differentiable(
       m, "encode_spikes",
-      "Tensor x, SymInt steps, *, str code=\"rate\", int seed=0, SymInt offset=0, ScalarType? dtype=None", "Tensor");
+      "Tensor x, SymInt steps, *, str code=\"rate\", SymInt seed=0, SymInt offset=0, ScalarType? dtype=None", "Tensor");
 
   define_differentiable(m, "stdp", "Tensor weight, " + spikes + ", *, " + rule, "(Tensor, " + traces + ")",
                         "Tensor[] grads");

@@ -1,7 +1,7 @@
 """The continual learner (extra `learn`): ArtsyClassifier, the methods it is compared with, and the runs that do it."""
 
 from artsy_ext.learner.classifier import ArtsyClassifier
-from artsy_ext.learner.config import LearnerConfig, default_config
+from artsy_ext.learner.config import LearnerConfig
 from artsy_ext.learner.experiment import ExperimentResult, run_experiment
 from artsy_ext.learner.methods import METHODS, Prediction, SeedContext
 
@@ -12,6 +12,5 @@ __all__ = [
     "LearnerConfig",
     "Prediction",
     "SeedContext",
-    "default_config",
     "run_experiment",
 ]

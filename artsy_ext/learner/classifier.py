@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from artsy_ext.learner._files import foreign, replacing
 from artsy_ext.learner.config import LearnerConfig
 from artsy_ext.learner.progress import Progress
 from artsy_ext.learner.training import generator, new_bank, own_features, train_subnetwork
@@ -34,10 +34,11 @@ from artsy_ext.nn import (
 SubNetworkTrainer = Callable[[Dataset[tuple[Tensor, ...]], Tensor, int], tuple[SubNetworkBank, float]]
 
 _FORMAT = 1
+_FILES = ("model.json", "model.safetensors")
 
 
 class ArtsyClassifier:
-    """Learns task after task without forgetting, and keeps no image of any.
+    """Learns task after task, and keeps no image of any; what it learned of a task stays as it was.
 
     Args:
         backbone: E0, a pre-trained timm ViT; it is frozen.
@@ -54,7 +55,7 @@ class ArtsyClassifier:
         task_of_class_: [C] the task of each of them.
         network_: the `ArtsyNetwork`, from the first task on.
         statistics_: the `ClassStatistics` that are kept of the tasks.
-        seconds_: training time so far of "subnetworks", "synapses" and "prototypes".
+        seconds_: training time so far: E0's "features", "subnetworks", "prototypes" and "synapses". Not saved.
     """
 
     def __init__(
@@ -78,7 +79,13 @@ class ArtsyClassifier:
         self.task_of_class_: list[int] = []
         self.network_: ArtsyNetwork | None = None
         self.statistics_: ClassStatistics
-        self.seconds_ = {"subnetworks": 0.0, "synapses": 0.0, "prototypes": 0.0}
+        self.seconds_ = {"features": 0.0, "subnetworks": 0.0, "prototypes": 0.0, "synapses": 0.0}
+        D = self.vit.dim
+        if statistics is not None and [list(s.shape) for s in statistics] != [[D], [D, D]]:
+            raise ValueError(
+                f"ArtsyClassifier: statistics must be mean [{D}] and covariance [{D}, {D}], "
+                f"got {' and '.join(str(list(s.shape)) for s in statistics)}"
+            )
         self._whitening = None if statistics is None else Whitening(*statistics).to(self._device)
         self._trainer = subnetwork_trainer or self._train_subnetwork
 
@@ -106,8 +113,8 @@ class ArtsyClassifier:
         labels = torch.cat([y for _, y in self._batches(dataset)]) if len(dataset) else torch.empty(0)  # type: ignore[arg-type]
         if not len(labels):
             raise ValueError("fit_task: dataset must not be empty")
-        if labels.dtype.is_floating_point or labels.dtype == torch.bool:
-            raise ValueError(f"fit_task: dataset must have integer labels, got {labels.dtype}")
+        if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.dim() != 1:
+            raise ValueError(f"fit_task: dataset must have integer labels, got {labels.dtype} {list(labels.shape[1:])}")
         names = labels.unique()
         known = sorted(set(names.tolist()) & set(self.classes_))
         if known:
@@ -122,6 +129,9 @@ class ArtsyClassifier:
 
         start = time.perf_counter()
         h0 = self._features(dataset, lambda x: self.vit.base_features(self.vit.embed(x)))
+        seconds["features"] += time.perf_counter() - start
+
+        start = time.perf_counter()
         own = self._features(dataset, lambda x: own_features(self.vit, subnetwork, x))
         if self.network_ is None:
             network, statistics = self._new_network(h0, y)
@@ -178,8 +188,11 @@ class ArtsyClassifier:
         """
         path = Path(path).resolve()
         network = self._fitted()
-        if path.exists() and not (path / "model.json").exists() and (path.is_file() or any(path.iterdir())):
-            raise FileExistsError(f"save: {path} is no checkpoint that could be replaced")
+        if path.is_file():
+            raise FileExistsError(f"save: {path} is a file, expected a folder")
+        others = foreign(path, _FILES) if path.exists() else []
+        if others:
+            raise FileExistsError(f"save: {path} must be a checkpoint or empty to be replaced, but holds {others[0]}")
         modules = {"network": network, "statistics": self.statistics_}
         tensors = {
             f"{name}.{key}": value.contiguous()
@@ -196,20 +209,9 @@ class ArtsyClassifier:
             "task_of_class": self.task_of_class_,
             "config": asdict(self.config),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
-            new, old = Path(beside, "new"), Path(beside, "old")
-            new.mkdir()
-            safetensors.torch.save_file(tensors, new / "model.safetensors")
-            (new / "model.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            try:
-                if path.exists():
-                    path.rename(old)
-                new.rename(path)
-            except BaseException:
-                if old.exists():
-                    old.rename(path)
-                raise
+        with replacing(path) as folder:
+            safetensors.torch.save_file(tensors, folder / "model.safetensors")
+            (folder / "model.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backbone: nn.Module) -> "ArtsyClassifier":
@@ -219,10 +221,12 @@ class ArtsyClassifier:
 
         Raises:
             FileNotFoundError: there is no checkpoint.
-            ValueError: the checkpoint has a newer format or is for another backbone.
+            ValueError: there is something else, or the checkpoint has a newer format or is for another backbone.
         """
         path = Path(path)
         facts = json.loads((path / "model.json").read_text(encoding="utf-8"))
+        if not isinstance(facts, dict) or "format" not in facts:
+            raise ValueError(f"load: {path} holds no checkpoint of this package")
         if facts["format"] > _FORMAT:
             raise ValueError(f"load: {path} has format {facts['format']}, this version reads up to {_FORMAT}")
         classifier = cls(

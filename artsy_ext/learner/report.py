@@ -20,6 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from artsy_ext.learner._files import foreign, replacing
 from artsy_ext.learner.results import to_json
 
 __all__ = [
@@ -51,6 +52,7 @@ _OTHER_STYLES = [
 ]
 # The matrices worth a look first: no memory, prototypes with all sub-networks, chosen ones, all data at once.
 _MATRIX_METHODS = ("finetune", "ease", "artsy", "joint")
+_FILES = ("results.json", "accuracy.png", "matrix.png", "synapses.png", "checkpoint")
 _DPI = 160
 
 
@@ -75,6 +77,7 @@ def print_table(results: Results, console: Console) -> None:
         f"funct.\nof {count}",
         "silent\n%",
         "params",
+        "kept\nkB",
         "train\ns",
         "images\n/s",
     ):
@@ -91,6 +94,7 @@ def print_table(results: Results, console: Console) -> None:
             _mean(synapses.get("mean_functional"), 2),
             _mean(synapses.get("silent_fraction"), 0, scale=100),
             _mean(method["parameters"]["total"], 0),
+            _mean(method["parameters"]["statistics_bytes"], 0, scale=1e-3),
             _mean(method["seconds"]["training"], 1),
             _mean(method["images_per_second"]["inference"], 0),
             style="bold" if name == "artsy" else None,
@@ -98,7 +102,8 @@ def print_table(results: Results, console: Console) -> None:
     console.print(table)
     for name, method in methods.items():
         console.print(f"{name:<11}{method['summary']}", highlight=False, markup=False, soft_wrap=True)
-    console.print("funct.: functional sub-networks per sample", highlight=False, markup=False, soft_wrap=True)
+    legend = "funct.: functional sub-networks per sample; kept: statistics of the data"
+    console.print(legend, highlight=False, markup=False, soft_wrap=True)
 
 
 def check_output(output: Path, overwrite: bool = False) -> None:
@@ -129,6 +134,9 @@ def check_output(output: Path, overwrite: bool = False) -> None:
                 raise FileExistsError(f"output: {output} is not empty and holds no run that could be replaced")
             if not overwrite:
                 raise FileExistsError(f"output: {output} holds an earlier run, which is replaced only by overwriting")
+            others = foreign(output, _FILES)
+            if others:
+                raise FileExistsError(f"output: {output} holds more than a run and is not replaced: {others[0]}")
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=parent):
         pass
 
@@ -156,29 +164,18 @@ def write_run(
     """
     check_output(output, overwrite)
     output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as beside:
-        new, old = Path(beside, "new"), Path(beside, "old")
-        new.mkdir()
-        (new / "results.json").write_text(to_json(results) + "\n", encoding="utf-8")
+    with replacing(output) as folder:
+        (folder / "results.json").write_text(to_json(results) + "\n", encoding="utf-8")
         for name, figure in (
             ("accuracy", accuracy_figure(results)),
             ("matrix", matrix_figure(results)),
             ("synapses", synapses_figure(results)),
         ):
             if figure is not None:
-                figure.savefig(new / f"{name}.png", dpi=_DPI, bbox_inches="tight")
+                figure.savefig(folder / f"{name}.png", dpi=_DPI, bbox_inches="tight")
         if extra_writer is not None:
-            extra_writer(new)
+            extra_writer(folder)
         check_output(output, overwrite)
-        try:
-            if output.exists():
-                output.rename(old)
-            new.rename(output)
-        except BaseException:
-            if old.exists():
-                old.rename(output)
-            raise
 
 
 def accuracy_figure(results: Results) -> Figure:

@@ -1,7 +1,7 @@
 """SynapseBank: one artificial synapse per sub-network, which reads E0's features and makes it functional or silent."""
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +24,7 @@ def _untracked(items: Iterable[int], description: str) -> Iterable[int]:
     return items
 
 
-class SynapseBank(Growing):
+class SynapseBank(Growing, ABC):
     """S synapses with a score and a threshold each: sub-network s is functional where its score reaches its threshold.
 
     Args:
@@ -99,6 +99,11 @@ class SynapseBank(Growing):
             thresholds.append(self.scores(calibration)[:, s].quantile(self.quantile))
         thresholds.append(self.scores(own)[:, task].quantile(self.quantile))
         self.thresholds = torch.stack(thresholds)
+
+    @property
+    @abstractmethod
+    def num_weights(self) -> int:
+        """Trained numbers in all synapses."""
 
     @abstractmethod
     def _grow(self, classes: Tensor, generator: torch.Generator) -> None:
@@ -175,6 +180,10 @@ class STDPSynapses(SynapseBank):
         if self.on is None:
             return None
         return 1 - self.functional[self.unit_class >= 0].float().mean().item()
+
+    @property
+    def num_weights(self) -> int:
+        return self.weight[self.unit_class >= 0].numel()
 
     def rates(self, z: Tensor) -> Tensor:
         """[B, D] -> [B, 2D+1] firing rates of the afferents: ON, OFF, and the always-on one."""
@@ -273,6 +282,10 @@ class MLPSynapses(SynapseBank):
         self.down_bias = nn.Parameter(torch.zeros(0, hidden), requires_grad=False)
         self.up = nn.Parameter(torch.zeros(0, hidden), requires_grad=False)
         self.up_bias = nn.Parameter(torch.zeros(0), requires_grad=False)
+
+    @property
+    def num_weights(self) -> int:
+        return sum(p.numel() for p in self.parameters())
 
     def outputs(self, z: Tensor) -> Tensor:
         """[B, D] -> [B, S] logits of the gates."""

@@ -21,7 +21,7 @@ class RoutedViT(nn.Module):
 
     Raises:
         TypeError: backbone is no timm VisionTransformer, or its blocks are not the standard ones.
-        ValueError: backbone does not pool its tokens into one feature vector.
+        ValueError: backbone does not pool its tokens into one feature vector, or is not float32.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -33,6 +33,9 @@ class RoutedViT(nn.Module):
                 raise TypeError(f"RoutedViT: backbone must have standard pre-norm blocks, got {type(block).__name__}")
         if not backbone.global_pool:
             raise ValueError("RoutedViT: backbone must pool its tokens, got global_pool=''")
+        dtype = next(backbone.parameters()).dtype
+        if dtype != torch.float32:
+            raise ValueError(f"RoutedViT: backbone must be float32 (autocast computes in less), got {dtype}")
         self.backbone = backbone.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "RoutedViT":
@@ -52,9 +55,11 @@ class RoutedViT(nn.Module):
         return int(self.backbone.embed_dim)
 
     def fingerprint(self) -> str:
-        """SHA-256 of E0's weights, names and shapes, as hexadecimal digits: tells one backbone from another."""
+        """SHA-256 of E0's weights, names and shapes without its classifier: tells one backbone from another."""
         digest = hashlib.sha256()
         for name, value in self.backbone.state_dict().items():
+            if name.startswith("head."):
+                continue
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.contiguous().flatten().view(torch.uint8).cpu().numpy())
         return digest.hexdigest()

@@ -3,7 +3,6 @@
 import importlib.util
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -23,33 +22,55 @@ def interleave() -> ModuleType:
     return module
 
 
-def work(amount: int) -> Callable[[], object]:
-    return lambda: sum(range(amount))
+class Clock:
+    """A clock that only work and waiting move, so that no test times anything."""
+
+    def __init__(self) -> None:
+        self.cpu = self.wall = 0.0
+
+    def process_time(self) -> float:
+        return self.cpu
+
+    def perf_counter(self) -> float:
+        return self.wall
+
+    def sleep(self, seconds: float) -> None:
+        self.wall += seconds
+
+    def work(self, seconds: float, waits: float = 0.0) -> Callable[[], object]:
+        def call() -> None:
+            self.cpu += seconds
+            self.wall += seconds + waits
+
+        return call
 
 
-def test_compare_finds_the_ratio_of_the_work(interleave: ModuleType) -> None:
-    found = interleave.compare(work(2000), {"thrice": work(6000), "twice": work(4000)}, rounds=11, seconds=0.002)
+@pytest.fixture
+def clock(interleave: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(interleave, "time", clock)
+    return clock
+
+
+def test_compare_finds_the_ratio_of_the_work(interleave: ModuleType, clock: Clock) -> None:
+    peers = {"thrice": clock.work(3e-4), "twice": clock.work(2e-4)}
+    found = interleave.compare(clock.work(1e-4), peers, rounds=11, seconds=0.002)
     assert found.best == "twice"
     for name, expected in (("thrice", 1 / 3), ("twice", 1 / 2)):
         ratio = found.ratios[name]
-        assert ratio.cpu == pytest.approx(expected, rel=0.3)
-        assert ratio.low <= ratio.cpu <= ratio.high
-    assert 0 < found.ours.cpu < found.peers["twice"].cpu < found.peers["thrice"].cpu
-    assert found.ours.wall > 0
+        assert [ratio.low, ratio.cpu, ratio.high, ratio.wall] == pytest.approx([expected] * 4)
+    assert found.ours.cpu == pytest.approx(1e-4)
 
 
-def test_compare_counts_work_and_not_waiting(interleave: ModuleType) -> None:
+def test_compare_counts_work_and_not_waiting(interleave: ModuleType, clock: Clock) -> None:
     # A neighbour that holds the core makes a call wait; what it waits is no work of its own.
-    def waits() -> None:
-        work(20000)()
-        time.sleep(0.005)
-
-    found = interleave.compare(work(20000), {"waits": waits}, rounds=11, seconds=0.001)
-    assert found.ratios["waits"].cpu > 2 * found.ratios["waits"].wall
+    found = interleave.compare(clock.work(1e-4), {"waits": clock.work(1e-4, waits=9e-4)}, rounds=11, seconds=0.001)
+    assert found.ratios["waits"].cpu == pytest.approx(1)
+    assert found.ratios["waits"].wall == pytest.approx(0.1)
 
 
-def test_table_has_a_line_for_every_case(interleave: ModuleType) -> None:
-    found = interleave.compare(work(100), {"same": work(100)}, rounds=1, seconds=0)
+def test_table_has_a_line_for_every_case(interleave: ModuleType, clock: Clock) -> None:
+    found = interleave.compare(clock.work(1e-4), {"same": clock.work(1e-4)}, rounds=1, seconds=0)
     lines = interleave.table({"first 1x1": found, "second 2x2": found}).splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["first", "second"]
     assert all(line.endswith("same") for line in lines[2:])
@@ -64,3 +85,9 @@ def test_every_benchmark_runs() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     for path in files:
         assert f"\n{Path(path).stem} " in run.stdout  # its line in the table of ratios
+
+
+def test_make_bench_runs_every_benchmark() -> None:
+    shown = subprocess.run(["make", "-n", "bench"], cwd=BENCH.parent, capture_output=True, text=True, check=True)
+    named = {word for word in shown.stdout.split() if word.startswith("bench/")}
+    assert named == {f"bench/ops/{path.name}" for path in (BENCH / "ops").glob("*.py") if path.name != "conftest.py"}

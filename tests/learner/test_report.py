@@ -64,7 +64,7 @@ def example(
 
 
 # The row of `artsy`, third of the example's methods.
-NUMBERS = ["40.0", "40.0", "1.2", "0.80", "0.90", "1.50", "30", "12,345", "1.5", "1,080"]
+NUMBERS = ["40.0", "40.0", "1.2", "0.80", "0.90", "1.50", "30", "12,345", "1", "1.5", "1,080"]
 
 
 def printed(results: dict[str, Any], width: int = 200) -> str:

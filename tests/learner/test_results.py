@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from artsy_ext.data import Stream, Task
 from artsy_ext.learner import experiment
-from artsy_ext.learner.config import default_config
+from artsy_ext.learner.config import LearnerConfig
 from artsy_ext.learner.experiment import ExperimentResult, run_experiment
 from artsy_ext.learner.methods import Prediction
 from artsy_ext.learner.progress import Progress
@@ -98,7 +98,7 @@ def fake_methods(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(methods: tuple[str, ...] = ("random", "artsy"), seeds: tuple[int, ...] = (0, 1)) -> ExperimentResult:
     backbone = torch.nn.Identity()
-    return run_experiment(tiny_stream, backbone, None, methods, seeds, default_config(), Progress.silent())
+    return run_experiment(tiny_stream, backbone, None, methods, seeds, LearnerConfig(), Progress.silent())
 
 
 def test_metric() -> None:
@@ -245,7 +245,7 @@ def test_unknown_method_names_the_nearest() -> None:
 
 def test_unknown_stream_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"stream: 'digit' is not known; did you mean digits\?"):
-        run_experiment("digit", torch.nn.Identity(), None, ["artsy"], [0], default_config(), Progress.silent())
+        run_experiment("digit", torch.nn.Identity(), None, ["artsy"], [0], LearnerConfig(), Progress.silent())
 
 
 @pytest.mark.parametrize("argument", ["methods", "seeds"])

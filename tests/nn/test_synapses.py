@@ -326,6 +326,8 @@ class Recorder(SynapseBank):
         self.grown: list[list[int]] = []
         self.lessons: list[SimpleNamespace] = []
 
+    num_weights = 0
+
     def _grow(self, classes: Tensor, generator: torch.Generator) -> None:
         self.grown.append(classes.tolist())
 

@@ -275,3 +275,19 @@ def test_compile(code):
         (spikes, loss), (expected, expected_loss) = compiled(value), encode(x)
         assert torch.equal(spikes, expected)
         assert torch.equal(*torch.autograd.grad(loss, value), *torch.autograd.grad(expected_loss, x))
+
+
+def test_compiled_once_for_all_seeds():
+    # A learner draws a new seed for every batch.
+    programs = 0
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        nonlocal programs
+        programs += 1
+        return graph
+
+    compiled = torch.compile(lambda x, seed: ops.encode_spikes(x, 4, seed=seed), fullgraph=True, backend=count)
+    x = torch.rand(5)
+    for seed in range(10, 30):
+        assert torch.equal(compiled(x, seed), ops.encode_spikes(x, 4, seed=seed))
+    assert programs <= 2

@@ -26,7 +26,7 @@ def encode_spikes(
         x: [...] floating, in [0, 1]; smaller values count as 0, larger ones as 1.
         steps: T >= 0.
         code: "rate" or "latency".
-        seed: key of the generator, 64 bits.
+        seed: key of the generator, a signed 64-bit integer.
         offset: index of x's first element in the whole, >= 0.
         dtype: of the spikes: bool, uint8 or floating.
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 
 class Traces(NamedTuple):
-    """What STDP carries from one call to the next; feeding it back in makes chunks of time equal the whole.
+    """What STDP carries from one call to the next.
 
-    A field that the rule does not keep is None.
+    Feeding it back in makes chunks of time equal the whole, unless the rule looks at the call: evaluate="call" with a
+    dependence on W, or clamp="end". A field that the rule does not keep is None.
     """
 
     pre: Tensor
@@ -52,8 +53,8 @@ class STDPRule:
     Every combination is legal; a field that has no effect is ignored.
 
     Raises:
-        ValueError: a word is unknown, a decay is outside [0, 1], a number is NaN, w_min > w_max, or soft bounds are not
-            finite.
+        ValueError: a word is unknown, a decay is outside [0, 1], a number is NaN, exponent < 0, w_min > w_max, or soft
+            bounds are not finite.
     """
 
     decay_pre: float = 0.0
@@ -64,9 +65,10 @@ class STDPRule:
     """What a spike adds to its trace (or sets it to, for nearest pairing)."""
     gain_post: float = 1.0
     a_plus: float | Tensor = 0.01
-    """Amplitude of potentiation: a number or [S]. Differentiable."""
+    """Amplitude of potentiation: a number or [S]. Differentiable. Where it changes from call to call under
+    torch.compile, pass a tensor: a number is compiled in."""
     a_minus: float | Tensor = 0.01
-    """Amplitude of depression: a number or [S]. Differentiable."""
+    """Amplitude of depression: as a_plus."""
     x_target: float = 0.0
     """Subtracted from the pre-synaptic trace in potentiation (Diehl & Cook, 2015)."""
     pairing: Literal["all", "nearest"] = "all"
@@ -76,7 +78,7 @@ class STDPRule:
     dependence: Literal["none", "proportional", "soft", "hard"] = "none"
     """f₊, f₋ = 1 | W, W | max(w_max−W, 0)^exponent, max(W−w_min, 0)^exponent | [W<w_max], [W>w_min]."""
     exponent: float = 1.0
-    """Of the soft bounds."""
+    """Of the soft bounds, >= 0."""
     evaluate: Literal["call", "step"] = "call"
     """When f reads W: once before the first step, or at each step after the decay of W."""
     w_min: float = -math.inf
@@ -100,6 +102,8 @@ class STDPRule:
             _check_unit("STDPRule", "eligibility", self.eligibility)
         for name in ("gain_pre", "gain_post", "x_target", "exponent"):
             _check_finite("STDPRule", name, getattr(self, name))
+        if self.exponent < 0:
+            raise ValueError(f"STDPRule: exponent must be >= 0, got {self.exponent}")
         for name in ("a_plus", "a_minus"):
             if not isinstance(getattr(self, name), Tensor):
                 _check_finite("STDPRule", name, getattr(self, name))
@@ -163,5 +167,5 @@ def _check_unit(owner: str, name: str, value: float) -> None:
 
 
 def _check_finite(owner: str, name: str, value: float) -> None:
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:
         raise ValueError(f"{owner}: {name} must be finite, got {value}")
