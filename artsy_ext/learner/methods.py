@@ -204,7 +204,7 @@ class _Random(_WithClassifier):
     def choose(self, functional: Tensor, tasks: Tensor) -> Tensor:
         B, S = functional.shape
         # ⌊mean⌋ or ⌈mean⌉ sub-networks for each sample, so that the mean is Artsy's.
-        count = (functional.sum().item() / B + torch.rand(B, 1, generator=self.generator)).floor()
+        count = (functional.sum().item() / max(B, 1) + torch.rand(B, 1, generator=self.generator)).floor()
         rank = torch.rand(B, S, generator=self.generator).argsort(1).argsort(1)
         return (rank < count).to(functional.device)
 
