@@ -86,17 +86,13 @@ class ArtsyClassifier:
                 f"ArtsyClassifier: statistics must be mean [{D}] and covariance [{D}, {D}], "
                 f"got {' and '.join(str(list(s.shape)) for s in statistics)}"
             )
-        self._whitening = None if statistics is None else Whitening(*statistics).to(self._device)
+        self._whitening = None if statistics is None else Whitening(*statistics).to(self.vit.device)
         self._trainer = subnetwork_trainer or self._train_subnetwork
 
     @property
     def num_tasks(self) -> int:
         """Tasks learned so far."""
         return self.task_of_class_[-1] + 1 if self.task_of_class_ else 0
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.vit.parameters()).device
 
     def fit_task(self, dataset: Dataset[tuple[Tensor, ...]]) -> "ArtsyClassifier":
         """Learns the next task: a new sub-network, its synapse, and the prototypes of its classes.
@@ -121,7 +117,7 @@ class ArtsyClassifier:
             raise ValueError(f"fit_task: dataset must bring new classes, got {known} again")
         task, first = self.num_tasks, len(self.classes_)
         classes = range(first, first + len(names))
-        y = (first + torch.searchsorted(names, labels)).to(self._device)
+        y = (first + torch.searchsorted(names, labels)).to(self.vit.device)
 
         seconds = dict(self.seconds_)
         subnetwork, training = self._trainer(dataset, names, task)
@@ -157,8 +153,8 @@ class ArtsyClassifier:
     @torch.no_grad()
     def decision_function(self, images: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """[B, channels, height, width] -> logits [B, C], columns as `classes_`; mask as in `ArtsyNetwork`."""
-        mask = None if mask is None else mask.to(self._device)
-        return self._fitted()(images.to(self._device), mask=mask)
+        mask = None if mask is None else mask.to(self.vit.device)
+        return self._fitted()(images.to(self.vit.device), mask=mask)
 
     def predict(self, images: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """[B, channels, height, width] -> [B] int64 labels."""
@@ -176,7 +172,7 @@ class ArtsyClassifier:
     @torch.no_grad()
     def synapse_mask(self, images: Tensor) -> Tensor:
         """[B, channels, height, width] -> [B, S] bool: the functional sub-networks."""
-        return self._fitted().synapse_mask(images.to(self._device))
+        return self._fitted().synapse_mask(images.to(self.vit.device))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the folder `path`: what was learned (safetensors) and the settings (JSON), without E0.
@@ -239,9 +235,9 @@ class ArtsyClassifier:
                 f"{facts['backbone'][:12]}…), got {found[:12]}…"
             )
         D = classifier.vit.dim
-        classifier._whitening = Whitening(torch.zeros(D), torch.eye(D)).to(classifier._device)
+        classifier._whitening = Whitening(torch.zeros(D), torch.eye(D)).to(classifier.vit.device)
         network, statistics = classifier._new_network(torch.empty(0, D), torch.empty(0))
-        tensors = safetensors.torch.load_file(path / "model.safetensors", device=str(classifier._device))
+        tensors = safetensors.torch.load_file(path / "model.safetensors", device=str(classifier.vit.device))
         state = {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
         state |= {f"vit.{key}": value for key, value in classifier.vit.state_dict().items()}
         network.load_state_dict(state)
@@ -256,7 +252,7 @@ class ArtsyClassifier:
     def _new_network(self, h0: Tensor, y: Tensor) -> tuple[ArtsyNetwork, ClassStatistics]:
         whitening = self._whitening
         if whitening is None:
-            whitening = Whitening(h0.mean(0), within_class_covariance(h0, y)).to(self._device)
+            whitening = Whitening(h0.mean(0), within_class_covariance(h0, y)).to(self.vit.device)
         network = ArtsyNetwork(
             self.vit,
             new_bank(self.vit, self.config, 0),
@@ -264,7 +260,7 @@ class ArtsyClassifier:
             self._new_synapses(),
             PrototypeHead(whitening.mean),
         )
-        return network.to(self._device), ClassStatistics(self.vit.dim).to(self._device)
+        return network.to(self.vit.device), ClassStatistics(self.vit.dim).to(self.vit.device)
 
     def _new_synapses(self) -> SynapseBank:
         c = self.config
@@ -280,15 +276,13 @@ class ArtsyClassifier:
     def _train_subnetwork(
         self, dataset: Dataset[tuple[Tensor, ...]], labels: Tensor, task: int
     ) -> tuple[SubNetworkBank, float]:
-        start = time.perf_counter()
-        bank = train_subnetwork(
+        return train_subnetwork(
             self.vit, dataset, labels, self.config, seed=self.seed, task=task, progress=self.progress
         )
-        return bank, time.perf_counter() - start
 
     @torch.no_grad()
     def _features(self, dataset: Dataset[tuple[Tensor, ...]], features: Callable[[Tensor], Tensor]) -> Tensor:
-        return torch.cat([features(x.to(self._device)) for x, _ in self._batches(dataset)])
+        return torch.cat([features(x.to(self.vit.device)) for x, _ in self._batches(dataset)])
 
     def _batches(self, dataset: Dataset[tuple[Tensor, ...]]) -> DataLoader[tuple[Tensor, ...]]:
         # With a generator of its own it does not draw from PyTorch's random state.

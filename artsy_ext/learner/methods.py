@@ -32,7 +32,7 @@ from artsy_ext.nn import (
     class_prototypes,
     covariance,
 )
-from artsy_ext.ops import plan_routes
+from artsy_ext.ops import Routes, plan_routes
 
 
 class Prediction(NamedTuple):
@@ -87,7 +87,7 @@ class SeedContext:
     ) -> None:
         self.stream = stream
         self.vit = RoutedViT(backbone)
-        self.device = next(self.vit.parameters()).device
+        self.device = self.vit.device
         self.statistics, self.config, self.seed, self.progress = statistics, config, seed, progress
         self._subnetworks: dict[int, tuple[SubNetworkBank, float]] = {}
         self._classifiers: dict[str, ArtsyClassifier] = {}
@@ -95,11 +95,9 @@ class SeedContext:
     def subnetwork(self, dataset: Dataset[Any], labels: Tensor, task: int) -> tuple[SubNetworkBank, float]:
         """The sub-network of a task, and the seconds that its training took, whoever asked first."""
         if task not in self._subnetworks:
-            start = time.perf_counter()
-            bank = train_subnetwork(
+            self._subnetworks[task] = train_subnetwork(
                 self.vit, dataset, labels, self.config, seed=self.seed, task=task, progress=self.progress
             )
-            self._subnetworks[task] = bank, time.perf_counter() - start
         return self._subnetworks[task]
 
     def classifier(self, synapse: str) -> ArtsyClassifier:
@@ -243,19 +241,24 @@ class _Baseline(ABC):
     def h0(self, images: Tensor) -> Tensor:
         return self.vit.base_features(self.vit.embed(images.to(self.device)))
 
+    def centre(self, first_h0: Tensor) -> Tensor:
+        """What features are centred by: µ of the pre-training data, or of the first task where there is none."""
+        statistics = self.context.statistics
+        return first_h0.mean(0) if statistics is None else statistics[0].to(self.device)
+
 
 class _SimpleCIL(_Baseline):
     """Cosine to the class means of E0's features (Zhou et al., 2023), centred as for the others."""
 
     def __init__(self, context: SeedContext) -> None:
         super().__init__(context)
-        self.mean = None if context.statistics is None else context.statistics[0].to(self.device)
+        self.mean: Tensor | None = None
         self.prototypes = torch.zeros(0, self.vit.dim, device=self.device)
 
     def learn(self, task: Task) -> None:
         images, labels = task.train.tensors
         h0 = self.h0(images)
-        self.mean = h0.mean(0) if self.mean is None else self.mean
+        self.mean = self.centre(h0) if self.mean is None else self.mean
         new = class_prototypes(h0 - self.mean, labels, range(task.classes[0], task.classes[-1] + 1))
         self.prototypes = torch.cat([self.prototypes, new])
 
@@ -328,10 +331,12 @@ class _EASE(_Baseline):
     @torch.no_grad()
     def learn(self, task: Task) -> None:
         images, labels = task.train.tensors
-        h0, features = self._features(images)
+        batches = [self._run(batch) for batch in images.split(256)]
+        h0 = torch.cat([base for base, _, _ in batches])
+        # Pairs are sorted by sub-network.
+        features = torch.cat([rows.view(-1, len(base), self.vit.dim) for base, rows, _ in batches], 1).transpose(0, 1)
         if self.head is None:
-            mean = h0.mean(0) if self.context.statistics is None else self.context.statistics[0].to(self.device)
-            self.head = PrototypeHead(mean, reduce="sum")
+            self.head = PrototypeHead(self.centre(h0), reduce="sum")
         head, t = self.head, self.num_tasks
         old, new = range(head.num_classes), range(task.classes[0], task.classes[-1] + 1)
         head.add_task(h0, features[:, t], labels, new)
@@ -348,24 +353,16 @@ class _EASE(_Baseline):
     @torch.no_grad()
     def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
         assert self.head is not None
+        h0, features, routes = self._run(images)
         mask = torch.ones(len(images), self.num_tasks, dtype=torch.bool, device=self.device)
-        routes = plan_routes(mask)
+        return Prediction(self.head(features, routes, h0).argmax(1), mask)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor, Routes]:
+        """All sub-networks on all images: h0 [B, D], features [B·S, D] in route order, and the plan."""
+        routes = plan_routes(torch.ones(len(images), self.bank.num_subnetworks, dtype=torch.bool, device=self.device))
         tokens = self.vit.embed(images.to(self.device))
         features = self.vit.subnetwork_features(tokens, self.bank, routes)
-        logits = self.head(features, routes, self.vit.base_features(tokens))
-        return Prediction(logits.argmax(1), mask)
-
-    def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """h0 [n, D] and [n, S, D] in every sub-network's space."""
-        S = self.bank.num_subnetworks
-        base, rows = [], []
-        for batch in images.split(256):
-            tokens = self.vit.embed(batch.to(self.device))
-            routes = plan_routes(torch.ones(len(batch), S, dtype=torch.bool, device=self.device))
-            features = self.vit.subnetwork_features(tokens, self.bank, routes)
-            base.append(self.vit.base_features(tokens))
-            rows.append(features.view(S, len(batch), -1).transpose(0, 1))  # pairs are sorted by sub-network
-        return torch.cat(base), torch.cat(rows)
+        return self.vit.base_features(tokens), features, routes
 
     def parameters(self) -> dict[str, float]:
         assert self.head is not None

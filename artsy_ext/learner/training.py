@@ -1,5 +1,6 @@
 """The one training loop: an adapter of a frozen ViT with a linear or cosine head, for sub-networks and baselines."""
 
+import time
 import zlib
 from collections.abc import Callable
 
@@ -105,7 +106,7 @@ def new_bank(
         scale=config.scale,
         generator=generator,
     )
-    return bank.to(next(vit.parameters()).device)
+    return bank.to(vit.device)
 
 
 def train_subnetwork(
@@ -117,14 +118,17 @@ def train_subnetwork(
     seed: int,
     task: int,
     progress: Progress,
-) -> SubNetworkBank:
-    """The sub-network of one task, a bank of one: trained on the task alone with a cosine head that is then dropped.
+) -> tuple[SubNetworkBank, float]:
+    """The sub-network of one task, a bank of one, and the seconds that its training took.
+
+    It is trained on the task alone, with a cosine head that is then dropped.
 
     labels: the task's class labels, sorted, as they stand in the data set.
     """
+    start = time.perf_counter()
     random = generator(seed, "sub-network", task)
     bank = new_bank(vit, config, 1, random)
-    head = CosineHead(vit.dim, len(labels), config.head_scale, random).to(next(vit.parameters()).device)
+    head = CosineHead(vit.dim, len(labels), config.head_scale, random).to(vit.device)
     train_adapter(
         vit,
         bank,
@@ -137,4 +141,4 @@ def train_subnetwork(
         progress=progress,
         description="sub-network",
     )
-    return bank.requires_grad_(False)
+    return bank.requires_grad_(False), time.perf_counter() - start

@@ -54,6 +54,11 @@ class RoutedViT(nn.Module):
         """D, the width of the features."""
         return int(self.backbone.embed_dim)
 
+    @property
+    def device(self) -> torch.device:
+        """Where E0 is."""
+        return next(self.backbone.parameters()).device
+
     def fingerprint(self) -> str:
         """SHA-256 of E0's weights, names and shapes without its classifier: tells one backbone from another."""
         digest = hashlib.sha256()

@@ -301,11 +301,11 @@ class HandMade(nn.Module):
     """Takes [n, 1 + S, D] for images: E0's features, then those of each sub-network."""
 
     depth = 1
+    device = torch.device("cpu")
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.nothing = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def embed(self, images: Tensor) -> Tensor:
         return images

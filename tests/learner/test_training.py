@@ -223,7 +223,7 @@ def test_a_subnetwork_is_known_by_seed_and_task(
 
     def trained(seed: int, task: int) -> dict[str, Tensor]:
         torch.manual_seed(seed + 10 * task)  # has no influence
-        bank = train_subnetwork(
+        bank, _ = train_subnetwork(
             RoutedViT(tiny_vit), data, torch.tensor([3, 5]), tiny_config, seed=seed, task=task, progress=SILENT
         )
         assert bank.num_subnetworks == 1
