@@ -7,10 +7,11 @@ extra is missing.
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 if TYPE_CHECKING:
     import click
@@ -68,17 +69,28 @@ def commands() -> click.Group:
     """The click group behind `main`."""
     import click
 
-    class DemoCommand(click.Command):
-        """Lists streams and methods under its options; only then are they imported."""
+    def output(default: Path) -> Callable[[Any], Any]:
+        return click.option(
+            "--output",
+            type=click.Path(path_type=Path),
+            default=default,
+            show_default=True,
+            metavar="DIR",
+            help="Folder to write to.",
+        )
 
-        def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-            from artsy_ext.data import STREAMS
-            from artsy_ext.learner.methods import METHODS
-
-            with formatter.section("Streams"):
-                formatter.write_dl([(name, (build.__doc__ or "").split("\n")[0]) for name, build in STREAMS.items()])
-            with formatter.section("Methods"):
-                formatter.write_dl([(name, method.summary) for name, method in METHODS.items()])
+    overwrite = click.option("--overwrite", is_flag=True, help="Replace an earlier run in that folder.")
+    cache = click.option(
+        "--cache-dir",
+        type=click.Path(path_type=Path),
+        default=_default_cache(),
+        envvar="ARTSY_CACHE_DIR",
+        show_default=True,
+        show_envvar=True,
+        metavar="DIR",
+        help="Where E0's features are kept from run to run.",
+    )
+    quiet = click.option("--quiet", is_flag=True, help="Show no progress bars.")
 
     @click.group(invoke_without_command=True)
     @click.version_option(package_name="artsy_ext")
@@ -88,46 +100,59 @@ def commands() -> click.Group:
         if context.invoked_subcommand is None:
             click.echo(context.get_help())
 
-    @artsy.command(cls=DemoCommand)
-    @click.option("--stream", default="digits", show_default=True, help="Stream of tasks.")
-    @click.option(
-        "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Run seeds 0 to N-1.", metavar="N"
-    )
-    @click.option("--methods", metavar="A,B,...", help="Methods to compare; all by default.")
-    @click.option(
-        "--output",
-        type=click.Path(path_type=Path),
-        default=Path("artsy-demo"),
-        show_default=True,
-        metavar="DIR",
-        help="Folder to write to.",
-    )
-    @click.option("--overwrite", is_flag=True, help="Replace an earlier run in that folder.")
-    @click.option("--no-consolidate", is_flag=True, help="Leave every synapse functional, none silent.")
-    @click.option(
-        "--threads",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        metavar="N",
-        help="CPU threads; the demo's network is too small to gain much from more.",
-    )
-    @click.option("--quiet", is_flag=True, help="Show no progress bars.")
-    def demo(
-        stream: str,
-        seeds: int,
-        methods: str | None,
-        output: Path,
-        overwrite: bool,
-        no_consolidate: bool,
-        threads: int,
-        quiet: bool,
-    ) -> None:
-        """Compare continual-learning methods on handwritten digits.
+    class SettingsCommand(click.Command):
+        """Takes every setting of a run as an option; only when the command is used are the settings imported."""
+
+        settings: Sequence[click.Parameter] = ()
+
+        def get_params(self, context: click.Context) -> list[click.Parameter]:
+            self.settings = self.settings or _setting_options(demo=self.name == "demo")
+            return [*self.settings, *super().get_params(context)]
+
+        def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+            from artsy_ext.data import SOURCES
+            from artsy_ext.learner.methods import METHODS
+
+            with formatter.section("Data sets"):
+                formatter.write_dl([(name, source.summary) for name, source in SOURCES.items()])
+            with formatter.section("Methods"):
+                formatter.write_dl([(name, method.summary) for name, method in METHODS.items()])
+
+    @artsy.command(cls=SettingsCommand)
+    @output(Path("artsy-run"))
+    @overwrite
+    @cache
+    @quiet
+    def train(output: Path, overwrite: bool, cache_dir: Path, quiet: bool, **settings: Any) -> None:
+        """Learn a data set task by task with one or several methods, and compare them.
+
+        Every setting can also stand in a TOML file (--config); the run folder gets one with all of them.
+        """
+        _train(settings, output, overwrite, cache_dir, quiet)
+
+    @artsy.command(cls=SettingsCommand)
+    @output(Path("artsy-demo"))
+    @overwrite
+    @cache
+    @quiet
+    def demo(output: Path, overwrite: bool, cache_dir: Path, quiet: bool, **settings: Any) -> None:
+        """Compare continual-learning methods on handwritten digits: train with the built-in data.
 
         Needs no download: backbone and data come with the packages.
         """
-        _demo(stream, seeds, methods, output, overwrite, not no_consolidate, threads, quiet)
+        _train(settings, output, overwrite, cache_dir, quiet)
+
+    @artsy.command("eval")
+    @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+    @click.option("--data", help="Other data with the same class names; by default those of the run.")
+    @click.option("--data-dir", help="Where data sets of torchvision are, if they have moved.")
+    @click.option("--backbone", help="E0, if its weights have moved.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @cache
+    @quiet
+    def evaluate(folder: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+        """Ask the classifier in the run folder DIR about test images."""
+        _evaluate(folder, as_json, quiet, options)
 
     @artsy.command()
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -140,66 +165,104 @@ def commands() -> click.Group:
     return artsy
 
 
-def _demo(
-    stream: str,
-    seeds: int,
-    methods: str | None,
-    output: Path,
-    overwrite: bool,
-    consolidate: bool,
-    threads: int,
-    quiet: bool,
-) -> None:
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "artsy_ext"
+
+
+def _setting_options(demo: bool) -> list[click.Parameter]:
+    """An option for every setting of a run, and --config for a file of them."""
     import click
-    import torch
+
+    from artsy_ext.learner.config import read_toml, settings
+
+    def read(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+        if path is None:
+            return
+        try:
+            values = read_toml(path)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        # What click takes for an option that is not given.
+        context.default_map = {k: ",".join(v) if isinstance(v, list) else v for k, v in values.items()}
+
+    def split(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
+        return None if value is None else [item.strip() for item in value.split(",")]
+
+    options: list[click.Parameter] = [
+        click.Option(
+            ["--config"],
+            type=click.Path(path_type=Path),
+            is_eager=True,
+            expose_value=False,
+            callback=read,
+            metavar="FILE",
+            help="TOML file with settings; options go before it.",
+        )
+    ]
+    for name, setting in settings().items():
+        names, more = [f"--{name.replace('_', '-')}", name], dict[str, Any]()
+        kinds = [kind for kind in get_args(setting.type) or (setting.type,) if kind is not type(None)]
+        if name == "data" and demo:
+            names, more = ["--stream", name], {"type": click.Choice(["digits", "rotated"])}
+        elif setting.type is bool:
+            names[0] += f"/--no-{names[0][2:]}"
+        elif get_origin(setting.type) is Literal:
+            more["type"] = click.Choice(get_args(setting.type))
+        elif get_origin(setting.type) is tuple:
+            names, more = ["--method", names[0], name], {"callback": split, "metavar": "A,B,..."}
+        else:
+            more["type"] = kinds[0]
+        default = setting.default or None if get_origin(setting.type) is tuple else setting.default
+        options.append(
+            click.Option(names, default=default, show_default=default is not None, help=setting.help, **more)
+        )
+    return options
+
+
+def _train(settings: dict[str, Any], output: Path, overwrite: bool, cache_dir: Path, quiet: bool) -> None:
+    import click
     from rich.console import Console
 
-    from artsy_ext.demo import load_backbone
-    from artsy_ext.learner.config import LearnerConfig
-    from artsy_ext.learner.experiment import check_methods, check_stream, run_experiment
-    from artsy_ext.learner.methods import METHODS
+    from artsy_ext.learner.config import RunConfig
     from artsy_ext.learner.progress import Progress
-    from artsy_ext.learner.report import check_output, print_table, write_run
+    from artsy_ext.learner.report import print_table
+    from artsy_ext.learner.run import Run
 
-    try:
-        names = check_methods(METHODS if methods is None else (name.strip() for name in methods.split(",")))
-        check_stream(stream)
-        check_output(output, overwrite)
-    except (ValueError, OSError) as error:
-        raise click.UsageError(str(error)) from error
-
-    try:
-        backbone, statistics = load_backbone()
-    except RuntimeError as error:
-        raise click.ClickException(str(error)) from error
-    torch.set_num_threads(threads)
     with Progress(quiet) as progress:
-        result = run_experiment(
-            stream,
-            backbone,
-            statistics,
-            names,
-            range(seeds),
-            LearnerConfig(consolidate=consolidate),
-            progress,
-            command={
-                "name": "demo",
-                "stream": stream,
-                "seeds": seeds,
-                "methods": list(names),
-                "consolidate": consolidate,
-                "threads": threads,
-            },
-        )
-
-    def write_checkpoint(folder: Path) -> None:
-        if result.classifier is not None:
-            result.classifier.save(folder / "checkpoint")
-
-    write_run(output, result.results, write_checkpoint, overwrite=overwrite)
-    # Where nobody looks at it through a window of fixed width, the table takes the width it needs.
-    print_table(result.results, Console(width=None if sys.stdout.isatty() else 200))
+        try:
+            config = RunConfig.from_mapping(settings)
+            run = Run(config, output, overwrite=overwrite, cache_dir=cache_dir, progress=progress)
+        except (ValueError, OSError) as error:
+            raise click.UsageError(str(error)) from error
+        results = run.train()
+    print_table(results, Console(width=_width()))
     print(f"written to {output.resolve()}")
+
+
+def _evaluate(folder: Path, as_json: bool, quiet: bool, options: dict[str, Any]) -> None:
+    import click
+    from rich.console import Console
+
+    from artsy_ext.learner.progress import Progress
+    from artsy_ext.learner.report import print_evaluation
+    from artsy_ext.learner.results import to_json
+    from artsy_ext.learner.run import FinishedRun
+
+    with Progress(quiet) as progress:
+        try:
+            run = FinishedRun(folder, progress=progress, **options)
+        except (ValueError, OSError) as error:
+            raise click.UsageError(str(error)) from error
+        evaluation = run.evaluate()
+    if as_json:
+        print(to_json(evaluation))
+    else:
+        print_evaluation(evaluation, Console(width=_width()))
+
+
+def _width() -> int | None:
+    # Where nobody looks at it through a window of fixed width, a table takes the width it needs.
+    return None if sys.stdout.isatty() else 200
 
 
 if __name__ == "__main__":

@@ -1,50 +1,46 @@
-"""scikit-learn's handwritten digits as 28x28 images: the data under the `digits` and `rotated` streams.
-
-This module only makes images; `artsy_ext.data` cuts them into tasks.
-"""
+"""scikit-learn's handwritten digits as 28x28 images: the built-in sources `digits` and `rotated`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
 
-TEST_FRACTION = 0.3
+from artsy_ext.data.images import ImageSet, digest_of
+from artsy_ext.data.sources import Source
+
+__all__ = ["digits", "rotated"]
 
 
-def handwritten_digits(seed: int) -> tuple[TensorDataset, TensorDataset]:
-    """The 1797 digits of `sklearn.datasets.load_digits`, split 70/30 and stratified by digit.
+def digits() -> Source:
+    """The 1797 digits of `sklearn.datasets.load_digits`: enlarged from 8x8 to 20x20 (bilinear), padded to 28x28."""
+    images, labels = _handwritten_digits()
+    return Source("digits", tuple(map(str, range(10))), _image_set(images, labels), increment=2)
 
-    The 8x8 images are enlarged to 20x20 (bilinear), padded to 28x28 and normalised by (x - 0.3) / 0.3, as the
-    demo backbone expects.
 
-    Args:
-        seed: decides the split; 0 <= seed < 2**32.
+def rotated() -> Source:
+    """The digits, and each turned by 90 degrees counter-clockwise as 10 more classes.
 
-    Returns:
-        (train, test), each with images [n, 1, 28, 28] float32 and labels [n] int64, the digit.
-
-    Raises:
-        ValueError: if the seed is out of range.
+    A digit's two orientations stay together in a split, so no test digit is seen in training in the other one.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"handwritten_digits: seed must be in [0, 2**32), got {seed}")
+    images, labels = _handwritten_digits()
+    both = _image_set(torch.cat([images, images.rot90(1, (2, 3))]), torch.cat([labels, labels + 10]))
+    names = tuple(f"{digit}{turn}" for turn in ("", " turned") for digit in range(10))
+    return Source("rotated", names, both, renderings=2, increment=2)
+
+
+def _handwritten_digits() -> tuple[Tensor, Tensor]:
+    """Images [1797, 1, 28, 28] float32 in [0, 1], and labels [1797] int64."""
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     source = load_digits()
     images = torch.from_numpy(source.images).float().unsqueeze(1) / 16
     images = F.pad(F.interpolate(images, size=(20, 20), mode="bilinear"), (4, 4, 4, 4))
-    images = (images - 0.3) / 0.3
-    labels = torch.from_numpy(source.target).long()
-
-    train, test = train_test_split(
-        range(len(labels)), test_size=TEST_FRACTION, random_state=seed, stratify=source.target
-    )
-    return TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test])
+    return images, torch.from_numpy(source.target).long()
 
 
-def with_quarter_turns(digits: TensorDataset) -> TensorDataset:
-    """The digits, then every one of them turned by 90 degrees counter-clockwise as class digit + 10."""
-    images, labels = digits.tensors
-    return TensorDataset(torch.cat([images, images.rot90(1, (2, 3))]), torch.cat([labels, labels + 10]))
+def _image_set(images: Tensor, labels: Tensor) -> ImageSet:
+    return ImageSet(cast(Sequence[Tensor], images), labels, digest_of(images))

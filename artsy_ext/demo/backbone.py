@@ -10,7 +10,7 @@ import hashlib
 import os
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +22,15 @@ WEIGHT_SHA256 = "938730b65cffffe1ae76577d9abebb49a9bab1bb49565ac934a2a2eda3427b5
 
 _BACKBONE = "backbone."
 _STATISTICS = "statistics."
+
+# As timm describes a model's input, for `timm.data.resolve_model_data_config`.
+_DATA_CONFIG = {
+    "input_size": (1, 28, 28),
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+    "mean": (0.3,),
+    "std": (0.3,),
+}
 
 
 class FeatureStatistics(NamedTuple):
@@ -40,8 +49,11 @@ class FeatureStatistics(NamedTuple):
 
 
 def create_backbone() -> VisionTransformer:
-    """The demo's architecture with random weights: images [B, 1, 28, 28] to features h0 [B, 96]."""
-    return VisionTransformer(
+    """The demo's architecture with random weights: images [B, 1, 28, 28] to features h0 [B, 96].
+
+    Images are bright strokes on black, normalised by (x - 0.3) / 0.3, as its timm data configuration says.
+    """
+    backbone: Any = VisionTransformer(
         img_size=28,
         patch_size=7,
         in_chans=1,
@@ -53,6 +65,8 @@ def create_backbone() -> VisionTransformer:
         num_heads=4,
         mlp_ratio=2.0,
     )
+    backbone.pretrained_cfg = dict(_DATA_CONFIG)
+    return backbone
 
 
 def load_backbone(path: str | os.PathLike[str] | None = None) -> tuple[VisionTransformer, FeatureStatistics]:
@@ -67,15 +81,14 @@ def load_backbone(path: str | os.PathLike[str] | None = None) -> tuple[VisionTra
         statistics. h0 is vit.forward_head(vit.forward_features(images), pre_logits=True), also vit(images).
 
     Raises:
-        RuntimeError: if the package's file is damaged.
+        OSError: if the file can't be read, or the package's is damaged.
         ValueError: if `path` is not such a file.
-        OSError: if the file can't be read.
     """
     if path is None:
         content = resources.files("artsy_ext.demo").joinpath("weights").joinpath(WEIGHT_FILE).read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if found != WEIGHT_SHA256:
-            raise RuntimeError(
+            raise OSError(
                 f"load_backbone: {WEIGHT_FILE} is damaged: its SHA-256 must be {WEIGHT_SHA256}, got {found}; "
                 "reinstall artsy_ext"
             )

@@ -1,5 +1,6 @@
-"""Folders that are written beside and renamed, so that a failure leaves what was there."""
+"""Folders and files that are written beside and renamed, so that a failure leaves what was there."""
 
+import os
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -30,3 +31,13 @@ def replacing(path: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Gives a path beside `path` for a file that takes its place at the end, unless something is raised."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
+        new = Path(beside, path.name)
+        yield new
+        os.replace(new, path)

@@ -1,6 +1,7 @@
 """ArtsyClassifier: the continual learner as an estimator. fit_task, predict, save, load."""
 
 import copy
+import hashlib
 import json
 import os
 import time
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from artsy_ext.data import Images
 from artsy_ext.learner._files import foreign, replacing
 from artsy_ext.learner.config import LearnerConfig
 from artsy_ext.learner.progress import Progress
-from artsy_ext.learner.training import generator, new_bank, own_features, train_subnetwork
+from artsy_ext.learner.training import generator, images_per_batch, new_bank, own_features, train_subnetwork
 from artsy_ext.nn import (
     SYNAPSES,
     ArtsyNetwork,
@@ -94,19 +96,20 @@ class ArtsyClassifier:
         """Tasks learned so far."""
         return self.task_of_class_[-1] + 1 if self.task_of_class_ else 0
 
-    def fit_task(self, dataset: Dataset[tuple[Tensor, ...]]) -> "ArtsyClassifier":
+    def fit_task(self, dataset: Dataset[tuple[Tensor, ...]], *, features: Tensor | None = None) -> "ArtsyClassifier":
         """Learns the next task: a new sub-network, its synapse, and the prototypes of its classes.
 
         Args:
             dataset: (image [channels, height, width], label) pairs; its labels must be new.
+            features: [n, D] E0's features of its images, where they are known; None computes them.
 
         Raises:
-            ValueError: the data set is empty, its labels are no integers, or it brings a class that an earlier task
-                had.
+            ValueError: the data set is empty, its labels are no integers, it brings a class that an earlier task had,
+                or there are not as many features as images.
 
         Whatever is raised, nothing is changed.
         """
-        labels = torch.cat([y for _, y in self._batches(dataset)]) if len(dataset) else torch.empty(0)  # type: ignore[arg-type]
+        labels = self._labels(dataset)
         if not len(labels):
             raise ValueError("fit_task: dataset must not be empty")
         if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.dim() != 1:
@@ -115,6 +118,11 @@ class ArtsyClassifier:
         known = sorted(set(names.tolist()) & set(self.classes_))
         if known:
             raise ValueError(f"fit_task: dataset must bring new classes, got {known} again")
+        if features is not None and features.shape != (len(labels), self.vit.dim):
+            raise ValueError(
+                f"fit_task: features must be {[len(labels), self.vit.dim]}, one row per image, "
+                f"got {list(features.shape)}"
+            )
         task, first = self.num_tasks, len(self.classes_)
         classes = range(first, first + len(names))
         y = (first + torch.searchsorted(names, labels)).to(self.vit.device)
@@ -123,9 +131,11 @@ class ArtsyClassifier:
         subnetwork, training = self._trainer(dataset, names, task)
         seconds["subnetworks"] += training
 
-        start = time.perf_counter()
-        h0 = self._features(dataset, lambda x: self.vit.base_features(self.vit.embed(x)))
-        seconds["features"] += time.perf_counter() - start
+        if features is None:
+            start = time.perf_counter()
+            features = self._features(dataset, lambda x: self.vit.base_features(self.vit.embed(x)))
+            seconds["features"] += time.perf_counter() - start
+        h0 = features.to(self.vit.device)
 
         start = time.perf_counter()
         own = self._features(dataset, lambda x: own_features(self.vit, subnetwork, x))
@@ -207,6 +217,8 @@ class ArtsyClassifier:
         }
         with replacing(path) as folder:
             safetensors.torch.save_file(tensors, folder / "model.safetensors")
+            facts["weights"] = _sha256((folder / "model.safetensors").read_bytes())
+            facts["checksum"] = _checksum(facts)
             (folder / "model.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -217,14 +229,22 @@ class ArtsyClassifier:
 
         Raises:
             FileNotFoundError: there is no checkpoint.
-            ValueError: there is something else, or the checkpoint has a newer format or is for another backbone.
+            ValueError: there is something else, or the checkpoint is damaged, has a newer format or is for another
+                backbone.
         """
         path = Path(path)
-        facts = json.loads((path / "model.json").read_text(encoding="utf-8"))
-        if not isinstance(facts, dict) or "format" not in facts:
+        try:
+            facts = json.loads((path / "model.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"load: {path / 'model.json'} is damaged: {error}") from None
+        if not isinstance(facts, dict) or not isinstance(facts.get("format"), int):
             raise ValueError(f"load: {path} holds no checkpoint of this package")
         if facts["format"] > _FORMAT:
-            raise ValueError(f"load: {path} has format {facts['format']}, this version reads up to {_FORMAT}")
+            raise ValueError(
+                f"load: {path} has format {facts['format']}, this version of artsy_ext reads up to {_FORMAT}"
+            )
+        if facts.get("checksum") != _checksum(facts):
+            raise ValueError(f"load: {path / 'model.json'} is damaged: its checksum does not match")
         classifier = cls(
             backbone, synapse=facts["synapse"], config=LearnerConfig(**facts["config"]), seed=facts["seed"]
         )
@@ -237,7 +257,11 @@ class ArtsyClassifier:
         D = classifier.vit.dim
         classifier._whitening = Whitening(torch.zeros(D), torch.eye(D)).to(classifier.vit.device)
         network, statistics = classifier._new_network(torch.empty(0, D), torch.empty(0))
-        tensors = safetensors.torch.load_file(path / "model.safetensors", device=str(classifier.vit.device))
+        weights = (path / "model.safetensors").read_bytes()
+        if _sha256(weights) != facts["weights"]:
+            raise ValueError(f"load: {path / 'model.safetensors'} is damaged: its checksum does not match")
+        device = classifier.vit.device
+        tensors = {key: value.to(device) for key, value in safetensors.torch.load(weights).items()}
         state = {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
         state |= {f"vit.{key}": value for key, value in classifier.vit.state_dict().items()}
         network.load_state_dict(state)
@@ -280,15 +304,30 @@ class ArtsyClassifier:
             self.vit, dataset, labels, self.config, seed=self.seed, task=task, progress=self.progress
         )
 
+    def _labels(self, dataset: Dataset[tuple[Tensor, ...]]) -> Tensor:
+        if isinstance(dataset, Images):
+            return dataset.labels
+        return torch.cat([y for _, y in self._batches(dataset)]) if len(dataset) else torch.empty(0)  # type: ignore[arg-type]
+
     @torch.no_grad()
     def _features(self, dataset: Dataset[tuple[Tensor, ...]], features: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.cat([features(x.to(self.vit.device)) for x, _ in self._batches(dataset)])
 
     def _batches(self, dataset: Dataset[tuple[Tensor, ...]]) -> DataLoader[tuple[Tensor, ...]]:
         # With a generator of its own it does not draw from PyTorch's random state.
-        return DataLoader(dataset, 256, generator=torch.Generator())
+        return DataLoader(dataset, images_per_batch(self.vit), generator=torch.Generator())
 
     def _fitted(self) -> ArtsyNetwork:
         if self.network_ is None:
             raise RuntimeError("ArtsyClassifier: no task has been learned; call fit_task first")
         return self.network_
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _checksum(facts: dict[str, Any]) -> str:
+    """Of everything in model.json but itself."""
+    others = {name: value for name, value in facts.items() if name != "checksum"}
+    return _sha256(json.dumps(others, sort_keys=True).encode())

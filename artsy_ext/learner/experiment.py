@@ -1,4 +1,4 @@
-"""Runs methods over a stream, seed by seed, and measures them: the loop behind `artsy demo`.
+"""Runs methods over a stream, seed by seed, and measures them: the loop behind `artsy train`.
 
 A method sees the tasks one after another and, after each, is asked about the test samples of all tasks so far.
 `metrics` turns its answers into numbers, `results` turns the numbers of all seeds into the record that `report` shows.
@@ -14,18 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader
 
-from artsy_ext.data import STREAMS, Stream
+from artsy_ext.data import Stream, Task
 from artsy_ext.learner import metrics
 from artsy_ext.learner.classifier import ArtsyClassifier
 from artsy_ext.learner.config import LearnerConfig
-from artsy_ext.learner.methods import METHODS, Method, SeedContext
+from artsy_ext.learner.features import Features
+from artsy_ext.learner.methods import METHODS, Batch, Method, Prediction, SeedContext
 from artsy_ext.learner.progress import Progress
 from artsy_ext.learner.results import aggregate, build_results
+from artsy_ext.learner.training import images_per_batch
 
-__all__ = ["ExperimentResult", "check_methods", "check_stream", "run_experiment"]
-
-_TEST_BATCH = 512
+__all__ = ["ExperimentResult", "check_methods", "evaluate", "run_experiment"]
 
 
 @dataclass(frozen=True)
@@ -51,30 +52,23 @@ def check_methods(names: Iterable[str]) -> tuple[str, ...]:
     if not unique:
         raise ValueError(f"methods: expected at least one of {', '.join(METHODS)}")
     for name in unique:
-        _check_known("methods", name, METHODS)
+        if name not in METHODS:
+            nearest = difflib.get_close_matches(name, METHODS)
+            suggestion = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+            raise ValueError(f"methods: {name!r} is not known; {suggestion}(known: {', '.join(METHODS)})")
     return unique
 
 
-def check_stream(name: str) -> Callable[[int], Stream]:
-    """The function that builds the stream of this name from a seed.
-
-    Raises:
-        ValueError: for an unknown name, with the nearest known ones.
-    """
-    _check_known("stream", name, STREAMS)
-    return STREAMS[name]
-
-
 def run_experiment(
-    stream: str | Callable[[int], Stream],
-    backbone: torch.nn.Module,
+    build_stream: Callable[[int], Stream],
+    features: Features,
     statistics: tuple[Tensor, Tensor] | None,
     methods: Sequence[str],
     seeds: Sequence[int],
     config: LearnerConfig,
     progress: Progress,
     *,
-    command: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> ExperimentResult:
     """Fit every method on the stream of every seed and measure it.
 
@@ -83,29 +77,27 @@ def run_experiment(
     before.
 
     Args:
-        stream: a key of `artsy_ext.data.STREAMS`, or a function from a seed to a stream.
-        backbone: the pre-trained network E0; stays as it is.
+        build_stream: from a seed to a stream.
+        features: of the pre-trained network E0, which stays as it is.
         statistics: mean [D] and within-class covariance [D, D] of its features over its pre-training data, None if
             there are none.
         methods: keys of `METHODS`.
         seeds: one run each.
         config: settings of the methods.
         progress: where bars are shown.
-        command: arguments of the command that asked for this, noted in the results.
+        arguments: what else was asked for, noted in the results beside the configuration.
 
     Raises:
-        ValueError: for an unknown stream or method, and if there is no method or no seed.
+        ValueError: for an unknown method, and if there is no method or no seed.
     """
     names = check_methods(methods)
     if not seeds:
         raise ValueError("seeds: expected at least one")
-    build_stream = check_stream(stream) if isinstance(stream, str) else stream
-
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     classifier: ArtsyClassifier | None = None
     for seed in progress.track(seeds, "seeds"):
-        data = build_stream(seed)
-        context = SeedContext(data, backbone, statistics, config, seed, progress)
+        data = build_stream(seed).hold()
+        context = SeedContext(data, features, statistics, config, seed, progress)
         # Methods draw from generators of their own; this is for what they call.
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(seed)
@@ -117,63 +109,108 @@ def run_experiment(
     results = build_results(
         data.name,
         seeds,
-        {"command": dict(command or {}), "config": asdict(config)},
+        {**(arguments or {}), "config": asdict(config)},
         {name: {"summary": METHODS[name].summary, **aggregate(measured[name])} for name in names},
     )
     return ExperimentResult(results, classifier)
 
 
+def evaluate(classifier: ArtsyClassifier, stream: Stream, features: Features, progress: Progress) -> dict[str, Any]:
+    """Ask a classifier that has learned the stream about its test samples, as `run_experiment` does after the last.
+
+    Returns:
+        `last_accuracy`, `accuracy` (of each task, %), `synapses`, `seconds` and `images_per_second`, as in results.json
+        but plain numbers.
+    """
+    stream = stream.hold()
+    context = SeedContext(stream, features, None, classifier.config, classifier.seed, progress)
+    context.adopt(classifier)
+    name = "artsy" if classifier.synapse == "stdp" else "artsy-mlp"
+    method, answers = METHODS[name](context), _Answers()
+    _ask({name: method}, {name: answers}, stream.tasks, features, progress)
+    targets, tasks = _truth(stream.tasks)
+    right = (answers.labels[-1] == targets).double()
+    return {
+        "last_accuracy": 100 * right.mean().item(),
+        "accuracy": [100 * right[tasks == t].mean().item() for t in range(len(stream.tasks))],
+        "synapses": _synapses(method, answers.mask, tasks),
+        "seconds": {"inference": answers.seconds},
+        "images_per_second": {"inference": len(targets) / answers.seconds},
+    }
+
+
 class _Answers:
-    """What one method answered after each task, for the test samples of all tasks until then."""
+    """What one method answered after each task, for the test samples of all tasks until then.
+
+    Attributes:
+        labels: [n] after each task.
+        mask: [n, S] after the last one; None if the method has none.
+        seconds: that the answers after the last one took, E0's features included.
+    """
 
     def __init__(self) -> None:
         self.labels: list[Tensor] = []
         self.mask: Tensor | None = None
         self.seconds = 0.0
 
-    def ask(self, method: Method, images: Tensor, tasks: Tensor) -> None:
-        """Add the labels; mask and seconds are those of the last call."""
-        start = time.perf_counter()
-        parts = [
-            method.predict(image_batch, task_batch)
-            for image_batch, task_batch in zip(images.split(_TEST_BATCH), tasks.split(_TEST_BATCH), strict=True)
-        ]
-        # Moving the answers to the CPU waits for the device, so the time is that of the whole work.
-        self.labels.append(torch.cat([part.labels.cpu() for part in parts]))
-        masks = [part.mask.cpu() for part in parts if part.mask is not None]
-        self.mask = torch.cat(masks) if masks else None
-        self.seconds = time.perf_counter() - start
-
 
 def _measure(
     context: SeedContext, names: Sequence[str], stream: Stream, progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """Fit the methods on all tasks; per method a method's fields in results.json, with one seed's plain values."""
-    images, targets = (torch.cat(parts) for parts in zip(*(task.test.tensors for task in stream.tasks), strict=True))
-    sizes = torch.tensor([len(task.test) for task in stream.tasks])
-    tasks = torch.arange(len(sizes)).repeat_interleave(sizes)
-
     methods = {name: METHODS[name](context) for name in names}
     answers = {name: _Answers() for name in names}
-    for task, seen in zip(progress.track(stream.tasks, "tasks"), sizes.cumsum(0).tolist(), strict=True):
+    for number, task in enumerate(progress.track(stream.tasks, "tasks")):
         for name in progress.track(names, "methods"):
             methods[name].fit_task(task)
-            answers[name].ask(methods[name], images[:seen], tasks[:seen])
+        _ask(methods, answers, stream.tasks[: number + 1], context.features, progress)
+    targets, tasks = _truth(stream.tasks)
     return {name: _figures(methods[name], answers[name], targets, tasks) for name in names}
+
+
+def _truth(tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:
+    """Labels and tasks [n] of all test samples."""
+    sizes = torch.tensor([len(task.test) for task in tasks])
+    return torch.cat([task.test.labels for task in tasks]), torch.arange(len(sizes)).repeat_interleave(sizes)
+
+
+def _ask(
+    methods: Mapping[str, Method],
+    answers: Mapping[str, _Answers],
+    tasks: Sequence[Task],
+    features: Features,
+    progress: Progress,
+) -> None:
+    """Add every method's answers on the test samples of these tasks; each image is read once for all methods."""
+    device, size = features.vit.device, images_per_batch(features.vit)
+    h0 = torch.cat([features.h0(task.test) for task in tasks]).split(size)
+    truth = _truth(tasks)[1].split(size)
+    loader: DataLoader[Any] = DataLoader(
+        ConcatDataset([task.test for task in tasks]), size, generator=torch.Generator()
+    )
+    parts: dict[str, list[Prediction]] = {name: [] for name in methods}
+    seconds = dict.fromkeys(methods, 0.0)
+    for (images, _), h0_batch, task_batch in zip(progress.track(loader, "test images"), h0, truth, strict=True):
+        batch = Batch(images.to(device), h0_batch.to(device), task_batch.to(device))
+        for name, method in methods.items():
+            start = time.perf_counter()
+            prediction = method.predict(batch)
+            # Moving the answers to the CPU waits for the device, so the time is that of the whole work.
+            mask = None if prediction.mask is None else prediction.mask.cpu()
+            parts[name].append(Prediction(prediction.labels.cpu(), mask))
+            seconds[name] += time.perf_counter() - start
+    for name, predictions in parts.items():
+        answers[name].labels.append(torch.cat([p.labels for p in predictions]))
+        masks = [p.mask for p in predictions if p.mask is not None]
+        answers[name].mask = torch.cat(masks) if masks else None
+        if methods[name].uses_h0:
+            seconds[name] += sum(features.seconds(task.test) for task in tasks)
+        answers[name].seconds = seconds[name]
 
 
 def _figures(method: Method, answers: _Answers, targets: Tensor, tasks: Tensor) -> dict[str, Any]:
     matrix = metrics.accuracy_matrix(answers.labels, targets, tasks)
     incremental = metrics.incremental_accuracies(answers.labels, targets, tasks)
-    synapses: dict[str, Any] | None = None
-    if answers.mask is not None:
-        synapses = {
-            "recall": metrics.synapse_recall(answers.mask, tasks),
-            "precision": metrics.synapse_precision(answers.mask, tasks),
-            "mean_functional": metrics.mean_functional(answers.mask),
-            "silent_fraction": method.silent_fraction,
-            "routing_matrix": metrics.routing_matrix(answers.mask, tasks),
-        }
     return {
         "average_accuracy": metrics.average_accuracy(incremental),
         "last_accuracy": metrics.last_accuracy(incremental),
@@ -181,17 +218,20 @@ def _figures(method: Method, answers: _Answers, targets: Tensor, tasks: Tensor) 
         "incremental_accuracy": incremental,
         "forgetting": metrics.forgetting(matrix),
         "backward_transfer": metrics.backward_transfer(matrix),
-        "synapses": synapses,
+        "synapses": _synapses(method, answers.mask, tasks),
         "parameters": method.parameters(),
         "seconds": {"training": method.training_seconds, "inference": answers.seconds},
         "images_per_second": {"inference": len(targets) / answers.seconds},
     }
 
 
-def _check_known(argument: str, name: str, known: Iterable[str]) -> None:
-    known = list(known)
-    if name in known:
-        return
-    nearest = difflib.get_close_matches(name, known)
-    suggestion = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-    raise ValueError(f"{argument}: {name!r} is not known; {suggestion}(known: {', '.join(known)})")
+def _synapses(method: Method, mask: Tensor | None, tasks: Tensor) -> dict[str, Any] | None:
+    if mask is None:
+        return None
+    return {
+        "recall": metrics.synapse_recall(mask, tasks),
+        "precision": metrics.synapse_precision(mask, tasks),
+        "mean_functional": metrics.mean_functional(mask),
+        "silent_fraction": method.silent_fraction,
+        "routing_matrix": metrics.routing_matrix(mask, tasks),
+    }

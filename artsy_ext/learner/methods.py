@@ -9,15 +9,17 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from artsy_ext.data import Stream, Task
+from artsy_ext.data import Images, Stream, Task
 from artsy_ext.learner.classifier import ArtsyClassifier
 from artsy_ext.learner.config import LearnerConfig
+from artsy_ext.learner.features import Features
 from artsy_ext.learner.progress import Progress
 from artsy_ext.learner.training import (
     LinearHead,
     generator,
+    images_per_batch,
     new_bank,
     own_features,
     train_adapter,
@@ -26,13 +28,23 @@ from artsy_ext.learner.training import (
 from artsy_ext.nn import (
     ArtsyNetwork,
     PrototypeHead,
-    RoutedViT,
     STDPSynapses,
     SubNetworkBank,
     class_prototypes,
     covariance,
 )
 from artsy_ext.ops import Routes, plan_routes
+
+
+class Batch(NamedTuple):
+    """Samples that a method is asked about."""
+
+    images: Tensor
+    """[B, channels, height, width], on the backbone's device."""
+    h0: Tensor
+    """[B, D] E0's features of the images."""
+    tasks: Tensor
+    """[B] int64, the true task of each sample, which only `oracle` looks at."""
 
 
 class Prediction(NamedTuple):
@@ -48,8 +60,12 @@ class Method(Protocol):
     """What `run_experiment` asks of a method."""
 
     @property
+    def uses_h0(self) -> bool:
+        """Whether it answers from E0's features."""
+
+    @property
     def training_seconds(self) -> float:
-        """So far, including what other methods use, too."""
+        """So far, including E0's features and what else other methods use, too."""
 
     @property
     def silent_fraction(self) -> float | None:
@@ -58,8 +74,8 @@ class Method(Protocol):
     def fit_task(self, task: Task) -> None:
         """Learns the next task."""
 
-    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
-        """Answers a batch. tasks: [B] int64, the true task of each sample, which only `oracle` looks at."""
+    def predict(self, batch: Batch) -> Prediction:
+        """Answers a batch."""
 
     def parameters(self) -> dict[str, float]:
         """Trainable parameters added to E0 ("total", and "per_task" on average) and "statistics_bytes" stored."""
@@ -70,7 +86,7 @@ class SeedContext:
 
     Args:
         stream: what the methods learn; only `joint` looks ahead in it.
-        backbone: E0.
+        features: E0's features; their network is E0.
         statistics: mean and within-class covariance of its features over its pre-training data, or None.
         config, seed: of all methods.
         progress: where bars are shown.
@@ -79,14 +95,13 @@ class SeedContext:
     def __init__(
         self,
         stream: Stream,
-        backbone: nn.Module,
+        features: Features,
         statistics: tuple[Tensor, Tensor] | None,
         config: LearnerConfig,
         seed: int,
         progress: Progress,
     ) -> None:
-        self.stream = stream
-        self.vit = RoutedViT(backbone)
+        self.stream, self.features, self.vit = stream, features, features.vit
         self.device = self.vit.device
         self.statistics, self.config, self.seed, self.progress = statistics, config, seed, progress
         self._subnetworks: dict[int, tuple[SubNetworkBank, float]] = {}
@@ -99,6 +114,14 @@ class SeedContext:
                 self.vit, dataset, labels, self.config, seed=self.seed, task=task, progress=self.progress
             )
         return self._subnetworks[task]
+
+    def h0(self, images: Images) -> Tensor:
+        """[n, D]: E0's features on its device."""
+        return self.features.h0(images).to(self.device)
+
+    def adopt(self, classifier: ArtsyClassifier) -> None:
+        """Takes one that has learned already for the one with its kind of synapses."""
+        self._classifiers[classifier.synapse] = classifier
 
     def classifier(self, synapse: str) -> ArtsyClassifier:
         """The one classifier with these synapses, which `artsy`, its ablations and its controls share."""
@@ -135,16 +158,19 @@ class _WithClassifier:
     All methods of a context learn a task before any learns the next, so whoever comes first fits the classifier.
     """
 
+    uses_h0 = True
     runs_subnetworks = True
 
     def __init__(self, context: SeedContext, synapse: str = "stdp") -> None:
         self.context = context
         self.classifier = context.classifier(synapse)
+        self.h0_seconds = 0.0
 
     def fit_task(self, task: Task) -> None:
+        self.h0_seconds += self.context.features.seconds(task.train)
         seen = len(self.classifier.classes_)
         if seen == task.classes[0]:
-            self.classifier.fit_task(task.train)
+            self.classifier.fit_task(task.train, features=self.context.h0(task.train))
         elif seen != task.classes[-1] + 1:
             raise RuntimeError("methods that share a classifier must all learn a task before any learns the next")
 
@@ -155,10 +181,10 @@ class _WithClassifier:
         return network
 
     @torch.no_grad()
-    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
-        tokens, h0 = self.network.base(images.to(self.context.device))
-        mask = self.choose(self.network.functional(h0), tasks)
-        return Prediction(self.network.answer(tokens, h0, mask).argmax(1), mask)
+    def predict(self, batch: Batch) -> Prediction:
+        mask = self.choose(self.network.functional(batch.h0), batch.tasks)
+        tokens = self.context.vit.embed(batch.images)
+        return Prediction(self.network.answer(tokens, batch.h0, mask).argmax(1), mask)
 
     def choose(self, functional: Tensor, tasks: Tensor) -> Tensor:
         """[B, S] bool: the sub-networks that run, given those that the synapses make functional."""
@@ -167,7 +193,8 @@ class _WithClassifier:
     @property
     def training_seconds(self) -> float:
         seconds = self.classifier.seconds_
-        return sum(seconds.values()) if self.runs_subnetworks else seconds["features"] + seconds["synapses"]
+        own = sum(seconds.values()) if self.runs_subnetworks else seconds["features"] + seconds["synapses"]
+        return self.h0_seconds + own
 
     @property
     def silent_fraction(self) -> float | None:
@@ -211,16 +238,16 @@ class _Synapses(_WithClassifier):
     runs_subnetworks = False
 
     @torch.no_grad()
-    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
+    def predict(self, batch: Batch) -> Prediction:
         synapses = self.network.synapses
         assert isinstance(synapses, STDPSynapses)
-        _, h0 = self.network.base(images.to(self.context.device))
-        return Prediction(synapses.classify(self.network.whitening(h0)), None)
+        return Prediction(synapses.classify(self.network.whitening(batch.h0)), None)
 
 
 class _Baseline(ABC):
     """A method with a state of its own; times its own training."""
 
+    uses_h0 = True
     silent_fraction: float | None = None
 
     def __init__(self, context: SeedContext) -> None:
@@ -229,17 +256,17 @@ class _Baseline(ABC):
         self.num_tasks = 0
 
     def fit_task(self, task: Task) -> None:
+        h0 = self.context.h0(task.train) if self.uses_h0 else torch.empty(0)
         start = time.perf_counter()
-        self.learn(task)
+        self.learn(task, h0, task.train.labels.to(self.device))
         self.training_seconds += time.perf_counter() - start
+        if self.uses_h0:
+            self.training_seconds += self.context.features.seconds(task.train)
         self.num_tasks += 1
 
     @abstractmethod
-    def learn(self, task: Task) -> None: ...
-
-    @torch.no_grad()
-    def h0(self, images: Tensor) -> Tensor:
-        return self.vit.base_features(self.vit.embed(images.to(self.device)))
+    def learn(self, task: Task, h0: Tensor, labels: Tensor) -> None:
+        """Learns the next task from its images, or E0's features of them [n, D] (if it uses them) and labels [n]."""
 
     def centre(self, first_h0: Tensor) -> Tensor:
         """What features are centred by: µ of the pre-training data, or of the first task where there is none."""
@@ -255,16 +282,14 @@ class _SimpleCIL(_Baseline):
         self.mean: Tensor | None = None
         self.prototypes = torch.zeros(0, self.vit.dim, device=self.device)
 
-    def learn(self, task: Task) -> None:
-        images, labels = task.train.tensors
-        h0 = self.h0(images)
+    def learn(self, task: Task, h0: Tensor, labels: Tensor) -> None:
         self.mean = self.centre(h0) if self.mean is None else self.mean
         new = class_prototypes(h0 - self.mean, labels, range(task.classes[0], task.classes[-1] + 1))
         self.prototypes = torch.cat([self.prototypes, new])
 
-    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
+    def predict(self, batch: Batch) -> Prediction:
         assert self.mean is not None
-        logits = F.normalize(self.h0(images) - self.mean, dim=1) @ self.prototypes.t()
+        logits = F.normalize(batch.h0 - self.mean, dim=1) @ self.prototypes.t()
         return Prediction(logits.argmax(1), None)
 
     def parameters(self) -> dict[str, float]:
@@ -283,19 +308,17 @@ class _LDA(_Baseline):
         self.means = torch.zeros(0, self.vit.dim, device=self.device)
         self.covariances = torch.zeros(self.vit.dim, self.vit.dim, device=self.device)
 
-    def learn(self, task: Task) -> None:
-        images, labels = task.train.tensors
-        h0 = self.h0(images)
+    def learn(self, task: Task, h0: Tensor, labels: Tensor) -> None:
         rows = [h0[labels == c] for c in task.classes]
         self.means = torch.cat([self.means, torch.stack([r.mean(0) for r in rows])])
         self.covariances = self.covariances + torch.stack([covariance(r) for r in rows]).sum(0)
 
-    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
+    def predict(self, batch: Batch) -> Prediction:
         shared = self.covariances / len(self.means)
         identity = torch.eye(len(shared), device=self.device) * shared.diagonal().mean()
         shared = (1 - self.shrinkage) * shared + self.shrinkage * identity
         directions = torch.linalg.solve(shared, self.means.t())
-        logits = self.h0(images) @ directions - (self.means.t() * directions).sum(0) / 2
+        logits = batch.h0 @ directions - (self.means.t() * directions).sum(0) / 2
         return Prediction(logits.argmax(1), None)
 
     def parameters(self) -> dict[str, float]:
@@ -329,12 +352,11 @@ class _EASE(_Baseline):
         self.training_seconds += seconds
 
     @torch.no_grad()
-    def learn(self, task: Task) -> None:
-        images, labels = task.train.tensors
-        batches = [self._run(batch) for batch in images.split(256)]
-        h0 = torch.cat([base for base, _, _ in batches])
+    def learn(self, task: Task, h0: Tensor, labels: Tensor) -> None:
+        loader = DataLoader(task.train, images_per_batch(self.vit), generator=torch.Generator())
+        rows = [self._run(images.to(self.device))[0] for images, _ in loader]
         # Pairs are sorted by sub-network.
-        features = torch.cat([rows.view(-1, len(base), self.vit.dim) for base, rows, _ in batches], 1).transpose(0, 1)
+        features = torch.cat([r.view(self.bank.num_subnetworks, -1, self.vit.dim) for r in rows], 1).transpose(0, 1)
         if self.head is None:
             self.head = PrototypeHead(self.centre(h0), reduce="sum")
         head, t = self.head, self.num_tasks
@@ -351,18 +373,16 @@ class _EASE(_Baseline):
         head.weight[head.weight == 0] = self.others
 
     @torch.no_grad()
-    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
+    def predict(self, batch: Batch) -> Prediction:
         assert self.head is not None
-        h0, features, routes = self._run(images)
-        mask = torch.ones(len(images), self.num_tasks, dtype=torch.bool, device=self.device)
-        return Prediction(self.head(features, routes, h0).argmax(1), mask)
+        features, routes = self._run(batch.images)
+        mask = torch.ones(len(batch.images), self.num_tasks, dtype=torch.bool, device=self.device)
+        return Prediction(self.head(features, routes, batch.h0).argmax(1), mask)
 
-    def _run(self, images: Tensor) -> tuple[Tensor, Tensor, Routes]:
-        """All sub-networks on all images: h0 [B, D], features [B·S, D] in route order, and the plan."""
+    def _run(self, images: Tensor) -> tuple[Tensor, Routes]:
+        """All sub-networks on all images: features [B·S, D] in route order, and the plan."""
         routes = plan_routes(torch.ones(len(images), self.bank.num_subnetworks, dtype=torch.bool, device=self.device))
-        tokens = self.vit.embed(images.to(self.device))
-        features = self.vit.subnetwork_features(tokens, self.bank, routes)
-        return self.vit.base_features(tokens), features, routes
+        return self.vit.subnetwork_features(self.vit.embed(images), self.bank, routes), routes
 
     def parameters(self) -> dict[str, float]:
         assert self.head is not None
@@ -373,6 +393,8 @@ class _EASE(_Baseline):
 
 class _OneAdapter(_Baseline):
     """One adapter with a linear head over all classes."""
+
+    uses_h0 = False
 
     def __init__(self, context: SeedContext) -> None:
         super().__init__(context)
@@ -401,8 +423,8 @@ class _OneAdapter(_Baseline):
         )
 
     @torch.no_grad()
-    def predict(self, images: Tensor, tasks: Tensor) -> Prediction:
-        logits = self.head(own_features(self.vit, self.bank, images.to(self.device)))
+    def predict(self, batch: Batch) -> Prediction:
+        logits = self.head(own_features(self.vit, self.bank, batch.images))
         return Prediction(logits[:, : self.num_seen].argmax(1), None)
 
     def parameters(self) -> dict[str, float]:
@@ -411,7 +433,7 @@ class _OneAdapter(_Baseline):
 
 
 class _Finetune(_OneAdapter):
-    def learn(self, task: Task) -> None:
+    def learn(self, task: Task, h0: Tensor, labels: Tensor) -> None:
         self.num_seen = task.classes[-1] + 1
         self._train(task.train, self.num_seen)
 
@@ -422,7 +444,7 @@ class _Joint(_OneAdapter):
     After task t it is asked about the classes seen until then, and chooses among these.
     """
 
-    def learn(self, task: Task) -> None:
+    def learn(self, task: Task, h0: Tensor, labels: Tensor) -> None:
         tasks = self.context.stream.tasks
         if task is tasks[0]:
             self._train(ConcatDataset([t.train for t in tasks]), self.context.stream.num_classes)

@@ -21,13 +21,17 @@ from rich.console import Console
 from rich.table import Table
 
 from artsy_ext.learner._files import foreign, replacing
-from artsy_ext.learner.results import to_json
+from artsy_ext.learner.results import SCHEMA_VERSION, to_json
 
 __all__ = [
+    "CHECKPOINT",
+    "CONFIG",
     "accuracy_figure",
     "check_output",
     "matrix_figure",
+    "print_evaluation",
     "print_table",
+    "read_results",
     "synapses_figure",
     "write_run",
 ]
@@ -52,7 +56,9 @@ _OTHER_STYLES = [
 ]
 # The matrices worth a look first: no memory, prototypes with all sub-networks, chosen ones, all data at once.
 _MATRIX_METHODS = ("finetune", "ease", "artsy", "joint")
-_FILES = ("results.json", "accuracy.png", "matrix.png", "synapses.png", "checkpoint")
+CHECKPOINT = "checkpoint"
+CONFIG = "config.toml"
+_FILES = ("results.json", CONFIG, "accuracy.png", "matrix.png", "synapses.png", CHECKPOINT)
 _DPI = 160
 
 
@@ -104,6 +110,68 @@ def print_table(results: Results, console: Console) -> None:
         console.print(f"{name:<11}{method['summary']}", highlight=False, markup=False, soft_wrap=True)
     legend = "funct.: functional sub-networks per sample; kept: statistics of the data"
     console.print(legend, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_evaluation(evaluation: Mapping[str, Any], console: Console) -> None:
+    """Print one row per task: its classes, the accuracy on them, and what the synapses did.
+
+    Args:
+        evaluation: what `artsy_ext.learner.run.evaluate_run` returned.
+        console: where to print.
+    """
+    synapses, tasks = evaluation["synapses"], range(len(evaluation["accuracy"]))
+    others = "" if evaluation["same_images"] else ", other images than those of the run"
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        title=f"Test images of {evaluation['data']}{others} (seed {evaluation['seed']})",
+        title_justify="left",
+    )
+    table.add_column("task", justify="right")
+    table.add_column("classes", overflow="ellipsis", no_wrap=True)
+    for heading in ("accuracy\n%", "own\nfunctional", "functional\nper image"):
+        table.add_column(heading, justify="right")
+    for t in tasks:
+        shares = synapses["routing_matrix"][t]
+        table.add_row(
+            str(t + 1),
+            ", ".join(evaluation["classes"][t]),
+            f"{evaluation['accuracy'][t]:.1f}",
+            f"{shares[t]:.2f}",
+            f"{sum(shares):.2f}",
+        )
+    table.add_section()
+    table.add_row(
+        "all",
+        f"{sum(map(len, evaluation['classes']))} classes",
+        f"{evaluation['last_accuracy']:.1f}",
+        f"{synapses['recall']:.2f}",
+        f"{synapses['mean_functional']:.2f}",
+        style="bold",
+    )
+    console.print(table)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of a run folder's results.json.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: the file is damaged, or of a newer version than this package reads.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no run: there is no {path.name}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["schema_version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path} has schema version {version}, this version of artsy_ext reads {SCHEMA_VERSION}")
+    found: dict[str, Any] = content
+    return found
 
 
 def check_output(output: Path, overwrite: bool = False) -> None:

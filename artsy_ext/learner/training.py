@@ -1,5 +1,6 @@
 """The one training loop: an adapter of a frozen ViT with a linear or cosine head, for sub-networks and baselines."""
 
+import math
 import time
 import zlib
 from collections.abc import Callable
@@ -30,6 +31,36 @@ def random_shift(images: Tensor, pixels: int, generator: torch.Generator) -> Ten
     rows, columns = (d + torch.arange(n, device=images.device) for d, n in ((dy, H), (dx, W)))
     batch = torch.arange(B, device=images.device)[:, None, None]
     return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def random_crop(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+    """Crops each image [B, C, H, W], resizes the crop to the whole (bilinear), and mirrors every other one, at random.
+
+    A crop has between `smallest` and all of the image's area, and an aspect ratio of 3/4 to 4/3 of the image's own, as
+    torchvision's RandomResizedCrop with its default ratios.
+    """
+    B = len(images)
+    area, ratio, right, below, mirror = torch.rand(5, B, generator=generator)
+    area, ratio = smallest + (1 - smallest) * area, (math.log(4 / 3) * (2 * ratio - 1)).exp()
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    flip = torch.where(mirror < 0.5, -1.0, 1.0)
+    zero = torch.zeros(B)
+    across = torch.stack([width * flip, zero, (1 - width) * (2 * right - 1)], 1)
+    down = torch.stack([zero, height, (1 - height) * (2 * below - 1)], 1)
+    grid = F.affine_grid(torch.stack([across, down], 1).to(images), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def augmented(images: Tensor, config: LearnerConfig, generator: torch.Generator) -> Tensor:
+    """Training images [B, C, H, W] as the learner is shown them this time."""
+    if config.augmentation == "shift":
+        return random_shift(images, config.shift, generator)
+    return random_crop(images, config.crop, generator) if config.augmentation == "crop" else images
+
+
+def images_per_batch(vit: RoutedViT) -> int:
+    """How many images go through E0 at once where no gradient is needed: 512 small ones, or what takes about 200 MB."""
+    return max(1, min(512, 2**22 // (vit.num_tokens * vit.dim)))
 
 
 class CosineHead(nn.Module):
@@ -86,7 +117,7 @@ def train_adapter(
     device = parameters[0].device
     for _ in progress.track(range(config.epochs), description):
         for images, labels in loader:
-            images = random_shift(images.to(device), config.shift, generator)
+            images = augmented(images.to(device), config, generator)
             loss = F.cross_entropy(head(own_features(vit, bank, images)), encode_labels(labels).to(device))
             optimizer.zero_grad()
             loss.backward()

@@ -28,6 +28,10 @@ class RoutedViT(nn.Module):
         super().__init__()
         if not isinstance(backbone, VisionTransformer):
             raise TypeError(f"RoutedViT: backbone must be a timm VisionTransformer, got {type(backbone).__name__}")
+        if type(backbone).forward_features is not VisionTransformer.forward_features:
+            raise TypeError(
+                f"RoutedViT: backbone must run its blocks one after the other, got {type(backbone).__name__}"
+            )
         for block in backbone.blocks:
             if type(block) is not Block:
                 raise TypeError(f"RoutedViT: backbone must have standard pre-norm blocks, got {type(block).__name__}")
@@ -55,6 +59,11 @@ class RoutedViT(nn.Module):
         return int(self.backbone.embed_dim)
 
     @property
+    def num_tokens(self) -> int:
+        """N, class and register tokens included, of images of the size that the backbone was made for."""
+        return int(self.backbone.patch_embed.num_patches + self.backbone.num_prefix_tokens)
+
+    @property
     def device(self) -> torch.device:
         """Where E0 is."""
         return next(self.backbone.parameters()).device
@@ -63,11 +72,18 @@ class RoutedViT(nn.Module):
         """SHA-256 of E0's weights, names and shapes without its classifier: tells one backbone from another."""
         digest = hashlib.sha256()
         for name, value in self.backbone.state_dict().items():
-            if name.startswith("head."):
+            if name.startswith(("head.", "head_dist.")):
                 continue
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.contiguous().flatten().view(torch.uint8).cpu().numpy())
         return digest.hexdigest()
+
+    def structure(self) -> str:
+        """What E0 computes from its weights, as text: with the fingerprint it tells E0's features."""
+        v: Any = self.backbone
+        heads = [block.attn.num_heads for block in v.blocks]
+        blocks = f"heads {heads}, pool {v.global_pool}, prefix tokens {v.num_prefix_tokens}"
+        return f"{blocks}\n{v.patch_embed}\n{v.blocks}\n{v.norm}\n{v.fc_norm}"
 
     def embed(self, images: Tensor) -> Tensor:
         """Tokens [B, N, D] before the first block, shared by E0 and all sub-networks."""

@@ -6,6 +6,7 @@ Tests that take the fixture `demo` run real methods on real data; the others sto
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,9 @@ import pytest
 
 from artsy_ext import info
 from artsy_ext.cli import main
-from artsy_ext.learner import experiment
+from artsy_ext.data import SOURCES
+from artsy_ext.learner import run
+from artsy_ext.learner.config import settings
 from artsy_ext.learner.methods import METHODS
 from artsy_ext.learner.results import schema, without_times
 
@@ -25,6 +28,14 @@ class Demo(NamedTuple):
     folder: Path
     output: str
     results: dict[str, Any]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's own cache is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARTSY_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +62,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_demo_writes_a_run_folder(demo: Demo) -> None:
     names = {path.name for path in demo.folder.iterdir()}
-    assert names == {"results.json", "accuracy.png", "matrix.png", "synapses.png", "checkpoint"}
+    assert names == {"results.json", "config.toml", "accuracy.png", "matrix.png", "synapses.png", "checkpoint"}
     assert any((demo.folder / "checkpoint").iterdir())
     jsonschema.validate(demo.results, schema(), cls=jsonschema.Draft202012Validator)
 
@@ -62,12 +73,13 @@ def test_demo_prints_the_table_and_the_folder(demo: Demo) -> None:
 
 
 def test_demo_notes_its_arguments(demo: Demo) -> None:
-    assert demo.results["arguments"]["command"] == {
-        "name": "demo",
-        "stream": "digits",
+    assert demo.results["arguments"]["run"] == {
+        "data": "digits",
+        "data_dir": "data",
+        "backbone": "demo",
+        "base": 0,
         "seeds": 1,
         "methods": ["simplecil", "ease", "synapses", "artsy", "oracle"],
-        "consolidate": True,
         "threads": 1,
     }
     assert demo.results["arguments"]["config"]["consolidate"] is True
@@ -99,8 +111,22 @@ def test_demo_gives_the_same_twice(demo: Demo, tmp_path: Path) -> None:
     [
         (["demo", "--methods", "arsty"], "did you mean artsy"),
         (["demo", "--methods", "artsy,lda,"], "methods: '' is not known"),
-        (["demo", "--stream", "digit"], "stream: 'digit' is not known; did you mean digits?"),
-        (["demo", "--seeds", "0"], "--seeds"),
+        (["demo", "--stream", "digit"], "'digit' is not one of 'digits', 'rotated'"),
+        (["demo", "--data", "digits"], "No such option"),
+        (["demo", "--seeds", "0"], "seeds: expected at least 1, got 0"),
+        (["demo", "--rank", "0"], "rank must be >= 1, got 0"),
+        (["demo", "--augmentation", "flip"], "'flip' is not one of"),
+        (["train", "--data", "digit"], "data: 'digit' is not known; did you mean digits?"),
+        (["train", "--data", "folder:nowhere"], "nowhere"),
+        (["train", "--backbone", "vit_tiny_patch16_225"], "backbone: expected demo or a timm ViT"),
+        (["train", "--method", "artsy,lad"], "methods: 'lad' is not known; did you mean lda?"),
+        (["train", "--tasks", "11"], "got 11 for 10 classes"),
+        (["train", "--tasks", "2", "--increment", "2"], "expected either tasks or increment"),
+        (["train", "--increment", "2", "--base", "11"], "base: expected 0 to 10"),
+        (["train", "--class-order", "nowhere.txt"], "nowhere.txt"),
+        (["train", "--config", "nowhere.toml"], "nowhere.toml"),
+        (["eval", "nowhere"], "nowhere holds no run"),
+        (["eval"], "Missing argument 'DIR'"),
         (["demo", "--seeds", "many"], "--seeds"),
         (["demo", "--unheard-of"], "No such option"),
         (["demo", "surplus"], "unexpected extra argument"),
@@ -130,7 +156,7 @@ def test_unknown_method_names_all_known(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_folder_in_use_is_refused_before_training(
     overwrite: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "run_experiment", None)
+    monkeypatch.setattr(run, "run_experiment", None)
     (tmp_path / "thesis.tex").touch()
     assert main(["demo", "--output", str(tmp_path), *overwrite]) == 2
     assert "not empty" in error_line(capsys)
@@ -150,10 +176,41 @@ def test_interrupt_leaves_nothing(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "run_experiment", interrupted)
+    monkeypatch.setattr(run, "run_experiment", interrupted)
     assert main(["demo", "--output", str(tmp_path / "run")]) == 130
     assert capsys.readouterr() == ("", "artsy: interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_settings_and_options_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.toml").write_text("methods = ['simplecil', 'lda']\nseeds = 2\nincrement = 5\nscale = 1\n")
+    arguments = ["--config", str(tmp_path / "run.toml"), "--seeds", "1", "--no-consolidate"]
+    assert main(["train", *arguments, "--output", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache")]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["seeds"] == [0]
+    assert list(results["methods"]) == ["simplecil", "lda"]
+    assert len(results["methods"]["lda"]["incremental_accuracy"]["mean"]) == 2
+    assert results["arguments"]["config"]["scale"] == 1
+    assert results["arguments"]["config"]["consolidate"] is False
+
+
+@pytest.mark.parametrize("content", ["rnak = 3", "rank = '3'", "rank ="])
+def test_a_bad_file_of_settings(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.toml").write_text(content)
+    assert main(["train", "--config", "run.toml"]) == 2
+    assert error_line(capsys).startswith("config: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.toml"]
+
+
+def test_eval_prints_a_row_for_every_task(demo: Demo, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(demo.folder), "--cache-dir", str(tmp_path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()]
+    last = demo.results["methods"]["artsy"]["last_accuracy"]["mean"]
+    assert [row[0] for row in rows[-6:-1]] == ["1", "2", "3", "4", "5"]
+    assert rows[-1][:4] == ["all", "10", "classes", f"{last:.1f}"]
 
 
 @pytest.mark.parametrize("package", ["click", "rich", "timm", "matplotlib"])
@@ -168,16 +225,20 @@ def test_a_missing_extra_is_named(package: str) -> None:
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "demo" in out
-    assert "info" in out
+    for command in ("demo", "train", "eval", "info"):
+        assert f"\n  {command} " in out
     assert err == ""
 
 
-def test_help_of_demo_lists_streams_and_methods(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--help"]) == 0
+@pytest.mark.parametrize("command", ["demo", "train"])
+def test_help_lists_data_methods_and_settings(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
-    for name in ("digits", "rotated", *METHODS):
+    for name in (*SOURCES, *METHODS):
         assert f"\n  {name} " in out
+    for name in settings():
+        option = "--stream" if (command, name) == ("demo", "data") else f"--{name.replace('_', '-')}"
+        assert option in out
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from artsy_ext.data import Stream, Task
+from artsy_ext.data import Images, Stream, Task
 from artsy_ext.learner import LearnerConfig
 
 IMAGE = (1, 12, 12)
@@ -79,5 +79,12 @@ def make_data() -> Callable[..., TensorDataset]:
 def tiny_stream(make_data: Callable[..., TensorDataset]) -> Stream:
     """Three tasks of two, three and one classes."""
     classes = ((0, 1), (2, 3, 4), (5,))
-    tasks = tuple(Task(c, make_data(c, seed=1), make_data(c, per_class=8, seed=2)) for c in classes)
+    tasks = tuple(
+        Task(
+            c,
+            Images.of_tensors(*make_data(c, seed=1).tensors),
+            Images.of_tensors(*make_data(c, per_class=8, seed=2).tensors),
+        )
+        for c in classes
+    )
     return Stream("tiny", tasks, tuple("abcdef"))

@@ -435,7 +435,7 @@ def test_load_of_a_newer_format(saved: Path, tiny_vit: VisionTransformer) -> Non
     facts = json.loads((saved / "model.json").read_text())
     newer = {"format": facts["format"] + 1, "shape": "unheard of"}
     (saved / "model.json").write_text(json.dumps(newer))
-    with pytest.raises(ValueError, match=r"^load: .*saved has format 2, this version reads up to 1$"):
+    with pytest.raises(ValueError, match=r"^load: .*saved has format 2, this version of artsy_ext reads up to 1$"):
         ArtsyClassifier.load(saved, tiny_vit)
 
 

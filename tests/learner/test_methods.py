@@ -15,19 +15,24 @@ import torch.nn.functional as F
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
-from artsy_ext.data import Stream, Task
-from artsy_ext.learner import METHODS, LearnerConfig, SeedContext, methods
+from artsy_ext.data import Images, Stream, Task
+from artsy_ext.learner import METHODS, Features, LearnerConfig, SeedContext, methods
 from artsy_ext.learner.progress import Progress
 from artsy_ext.learner.training import new_bank, own_features
+from artsy_ext.nn import RoutedViT
 from artsy_ext.ops import Routes
 
 CLASSIFIERS = ("artsy", "artsy-mlp", "oracle", "random", "synapses")
 
 
 def context_of(stream: Stream, vit: nn.Module, config: LearnerConfig, statistics: Any = None) -> SeedContext:
-    return SeedContext(stream, vit, statistics, config, 0, Progress.silent())
+    return SeedContext(stream, Features(RoutedViT(vit)), statistics, config, 0, Progress.silent())
+
+
+def batch(context: SeedContext, images: Tensor, tasks: Tensor) -> methods.Batch:
+    with torch.no_grad():
+        return methods.Batch(images, context.vit.base_features(context.vit.embed(images)), tasks)
 
 
 def run(context: SeedContext, names: Sequence[str]) -> SimpleNamespace:
@@ -42,7 +47,7 @@ def run(context: SeedContext, names: Sequence[str]) -> SimpleNamespace:
         seen = sum(sizes[: t + 1])
         for name, method in made.items():
             method.fit_task(task)
-            predictions[name].append(method.predict(images[:seen], tasks[:seen]))
+            predictions[name].append(method.predict(batch(context, images[:seen], tasks[:seen])))
     return SimpleNamespace(
         methods=made, predictions=predictions, images=images, labels=labels, tasks=tasks, sizes=sizes, context=context
     )
@@ -123,7 +128,7 @@ def test_a_method_answers_the_same_alone(
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"oracle", "random"}))
 def test_only_the_oracle_looks_at_the_true_tasks(name: str, everything: SimpleNamespace) -> None:
     wrong = everything.tasks.flip(0)
-    labels = everything.methods[name].predict(everything.images, wrong).labels
+    labels = everything.methods[name].predict(batch(everything.context, everything.images, wrong)).labels
     assert torch.equal(labels, everything.predictions[name][-1].labels)
 
 
@@ -141,12 +146,14 @@ def test_what_is_shared_is_trained_once(everything: SimpleNamespace) -> None:
 def test_training_seconds_count_what_is_shared(everything: SimpleNamespace) -> None:
     context, made = everything.context, everything.methods
     stdp, mlp = (context.classifier(kind).seconds_ for kind in ("stdp", "mlp"))
-    assert made["artsy"].training_seconds == made["oracle"].training_seconds == sum(stdp.values())
-    assert made["synapses"].training_seconds == stdp["features"] + stdp["synapses"]
-    assert made["artsy-mlp"].training_seconds == sum(mlp.values())
-    # Each counts the sub-networks in full, whoever trained them.
+    # Each counts E0's features and the sub-networks in full, whoever asked first.
+    h0 = sum(context.features.seconds(task.train) for task in context.stream.tasks)
+    assert stdp["features"] == mlp["features"] == 0
     assert stdp["subnetworks"] == mlp["subnetworks"] > 0
-    assert made["ease"].training_seconds > stdp["subnetworks"]
+    assert made["artsy"].training_seconds == made["oracle"].training_seconds == pytest.approx(h0 + sum(stdp.values()))
+    assert made["synapses"].training_seconds == pytest.approx(h0 + stdp["synapses"])
+    assert made["artsy-mlp"].training_seconds == pytest.approx(h0 + sum(mlp.values()))
+    assert made["ease"].training_seconds > h0 + stdp["subnetworks"]
 
 
 def test_silent_fraction(everything: SimpleNamespace) -> None:
@@ -219,7 +226,7 @@ def test_random_runs_as_many_as_artsy(
     functional[: int(fraction * B), 1] = True
     monkeypatch.setattr(method.classifier.network_, "functional", lambda h0: functional)
     images = everything.images[:1].expand(B, -1, -1, -1)
-    mask = method.predict(images, torch.zeros(B, dtype=torch.int64)).mask
+    mask = method.predict(batch(everything.context, images, torch.zeros(B, dtype=torch.int64))).mask
     assert set(mask.sum(1).tolist()) == counts
     # Four standard errors of a share among 400.
     assert mask.sum(1).float().mean().item() == pytest.approx(1 + fraction, abs=4 * 0.5 / B**0.5)
@@ -235,7 +242,7 @@ def test_synapses_answer_without_a_subnetwork(everything: SimpleNamespace, monke
         raise AssertionError("a sub-network runs")
 
     monkeypatch.setattr(type(network.vit), "subnetwork_features", run)
-    prediction = everything.methods["synapses"].predict(everything.images, everything.tasks)
+    prediction = everything.methods["synapses"].predict(batch(everything.context, everything.images, everything.tasks))
     z = network.whitening(network.vit.base_features(network.vit.embed(everything.images)))
     assert prediction.mask is None
     assert torch.equal(prediction.labels, network.synapses.classify(z))
@@ -301,11 +308,17 @@ class HandMade(nn.Module):
     """Takes [n, 1 + S, D] for images: E0's features, then those of each sub-network."""
 
     depth = 1
+    num_tokens = 1
     device = torch.device("cpu")
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
+
+    def fingerprint(self) -> str:
+        return "hand-made"
+
+    structure = fingerprint
 
     def embed(self, images: Tensor) -> Tensor:
         return images
@@ -322,8 +335,8 @@ def by_hand(tiny_vit: VisionTransformer, tiny_stream: Stream) -> Callable[..., S
     """by_hand(dim, statistics=None): a context whose E0 and sub-networks are hand-made."""
 
     def make(dim: int, statistics: Any = None) -> SeedContext:
-        context = context_of(tiny_stream, tiny_vit, LearnerConfig(rank=2), statistics)
-        context.vit = HandMade(dim)  # type: ignore[assignment]
+        features = Features(HandMade(dim))  # type: ignore[arg-type]
+        context = SeedContext(tiny_stream, features, statistics, LearnerConfig(rank=2), 0, Progress.silent())
         bank = new_bank(context.vit, context.config, 1)
         context.subnetwork = lambda *_: (bank, 1.0)  # type: ignore[method-assign, assignment]
         return context
@@ -332,12 +345,13 @@ def by_hand(tiny_vit: VisionTransformer, tiny_stream: Stream) -> Callable[..., S
 
 
 def task_of(classes: Sequence[int], features: Tensor, labels: Tensor) -> Task:
-    data = TensorDataset(features, labels)
+    data = Images.of_tensors(features, labels)
     return Task(tuple(classes), data, data)
 
 
 def asked(method: Any, features: Tensor) -> list[int]:
-    labels: list[int] = method.predict(features, torch.zeros(len(features), dtype=torch.int64)).labels.tolist()
+    tasks = torch.zeros(len(features), dtype=torch.int64)
+    labels: list[int] = method.predict(batch(method.context, features, tasks)).labels.tolist()
     return labels
 
 

@@ -47,7 +47,7 @@ def example(
     return build_results(
         "digits",
         range(seeds),
-        {"command": {}, "config": {}},
+        {"config": {}},
         {
             name: {
                 "summary": f"what {name} is",

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -265,3 +266,61 @@ def test_defaults_are_those_of_the_demo() -> None:
     assert (config.learning_rate, config.baseline_learning_rate, config.head_scale) == (2e-2, 1e-2, 16.0)
     assert (config.quantile, config.stdp_steps, config.stdp_rate, config.stdp_epochs) == (0.02, 8, 0.2, 5)
     assert (config.mlp_hidden, config.mlp_steps) == (32, 300)
+
+
+# Augmentation by crops
+
+
+def ramp(size: int = 32) -> Tensor:
+    """[1, 2, size, size]: the column and the row of each pixel, in [−1, 1]."""
+    at = (2 * torch.arange(size) + 1) / size - 1
+    return torch.stack([at.expand(size, size), at[:, None].expand(size, size)])[None]
+
+
+def test_crops_are_parts_of_the_image_of_the_promised_size() -> None:
+    crops = training.random_crop(ramp().repeat(500, 1, 1, 1), 0.25, torch.Generator().manual_seed(0))
+    assert crops.abs().amax() <= 1  # nothing from outside
+    inner = slice(4, 28)  # at the border, interpolation repeats the edge
+    width = (crops[:, 0, 16, 27] - crops[:, 0, 16, 4]).abs() / (2 * 23 / 32)
+    height = (crops[:, 1, 27, 16] - crops[:, 1, 4, 16]) / (2 * 23 / 32)
+    assert (height > 0).all()  # never upside down
+    area, ratio = width * height, width / height
+    assert 0.22 <= area.amin() < 0.3
+    assert 0.95 < area.amax() <= 1.001
+    assert 0.74 <= ratio.amin() < 0.8
+    assert 1.25 < ratio.amax() <= 1.34
+    mirrored = crops[:, 0, 16, 27] < crops[:, 0, 16, 4]
+    assert 0.4 < mirrored.float().mean() < 0.6
+    # Straight lines stay straight: every row of a crop sees the same columns.
+    torch.testing.assert_close(crops[:, 0, inner, 16], crops[:, 0, 16:17, 16].expand(-1, 24), atol=1e-4, rtol=0)
+
+
+def test_a_crop_of_everything_is_the_image_or_its_mirror() -> None:
+    images = torch.rand(64, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    for image, crop in zip(images, training.random_crop(images, 1.0, torch.Generator().manual_seed(0)), strict=True):
+        # An area of 1 leaves the aspect ratio: one side stays whole, the other is cut at most to 3/4.
+        assert crop.shape == image.shape
+        assert crop.amin() >= image.amin() - 1e-6
+        assert crop.amax() <= image.amax() + 1e-6
+
+
+@pytest.mark.parametrize("augmentation", ["shift", "crop", "none"])
+def test_augmentation_is_the_one_asked_for(augmentation: str, tiny_config: LearnerConfig) -> None:
+    config = dataclasses.replace(tiny_config, augmentation=augmentation)
+    images = torch.rand(8, 1, 12, 12)
+    shown = training.augmented(images, config, torch.Generator().manual_seed(3))
+    if augmentation == "none":
+        assert torch.equal(shown, images)
+    elif augmentation == "shift":
+        assert torch.equal(shown, training.random_shift(images, config.shift, torch.Generator().manual_seed(3)))
+    else:
+        assert torch.equal(shown, training.random_crop(images, config.crop, torch.Generator().manual_seed(3)))
+
+
+def test_batches_shrink_with_the_tokens() -> None:
+    def size(num_tokens: int, dim: int) -> int:
+        return training.images_per_batch(SimpleNamespace(num_tokens=num_tokens, dim=dim))  # type: ignore[arg-type]
+
+    assert size(16, 96) == 512
+    assert size(197, 768) == 27
+    assert size(10**6, 10**4) == 1

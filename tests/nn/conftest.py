@@ -51,6 +51,12 @@ def tiny_vit(**options: Any) -> VisionTransformer:
 
 
 @pytest.fixture(scope="session")
+def randomise() -> Callable[..., Any]:
+    """randomise(module, seed=…, std=…): the same module, noise added to all its parameters."""
+    return randomised
+
+
+@pytest.fixture(scope="session")
 def build_vit() -> Callable[..., VisionTransformer]:
     """A new tiny ViT with random weights; options as timm's VisionTransformer."""
     return tiny_vit

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from timm.models.eva import Eva
@@ -59,6 +60,49 @@ def test_pairs_equal_each_subnetwork_alone(
     torch.testing.assert_close(features, alone[routes.subnetwork, routes.sample], rtol=1e-4, atol=1e-4)
     # The sub-networks differ by far more than that, so a mistaken pair would show.
     assert (alone[0] - alone[1]).abs().amax() > 0.1
+
+
+# As timm registers them, with random weights; only the larger ones are shallower or see smaller images here.
+TIMM_VITS: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {},
+    "deit_tiny_patch16_224": {},
+    "deit_tiny_distilled_patch16_224": {},  # two tokens are averaged
+    "vit_wee_patch16_reg1_gap_256": {},  # a register token, no class token
+    "vit_small_patch14_reg4_dinov2": {"img_size": 56, "depth": 3},  # class and register tokens, layer scale
+    "vit_base_patch16_siglip_224": {"img_size": 64, "depth": 2},  # attention pooling
+    "vit_xsmall_patch16_clip_224": {"img_size": 64, "depth": 2},  # a norm before the blocks
+    "vit_tiny_r_s16_p8_224": {"img_size": 64, "depth": 2},  # convolutions before the tokens
+    "beit3_base_patch16_224": {"img_size": 64, "depth": 2},  # norms within attention and MLP
+    "aimv2_large_patch14_224": {"img_size": 56, "depth": 2},  # root-mean-square norms, SwiGLU
+}
+
+
+@pytest.mark.parametrize("name", TIMM_VITS)
+def test_models_of_timm(
+    name: str,
+    make_bank: Callable[..., SubNetworkBank],
+    randomise: Callable[..., Any],
+    images_for: Callable[[VisionTransformer, int], Tensor],
+) -> None:
+    model = randomise(timm.create_model(name, num_classes=0, **TIMM_VITS[name]), std=0.02).eval()
+    routed, images = RoutedViT(model), images_for(model, 2)
+    with torch.no_grad():
+        tokens = routed.embed(images)
+        assert tokens.shape == (2, routed.num_tokens, routed.dim)
+        h0 = model.forward_head(model.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(routed.base_features(tokens), h0, rtol=0, atol=0)
+
+    bank = make_bank(routed, 2)
+    routes = plan_routes(torch.tensor([[1, 0], [1, 1]], dtype=torch.bool))
+    features = routed.subnetwork_features(tokens, bank, routes)
+    with torch.no_grad():
+        alone = torch.stack([run_alone(model, bank, s, images) for s in range(2)])
+    torch.testing.assert_close(features, alone[routes.subnetwork, routes.sample], rtol=1e-4, atol=1e-4)
+    assert (alone[0] - alone[1]).abs().amax() > 0.1
+
+    features.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in bank.parameters())
+    assert all(p.grad is None for p in model.parameters())
 
 
 @torch.no_grad()
@@ -131,6 +175,11 @@ def test_only_the_trainee_gets_gradients(
     assert not features.requires_grad
 
 
+class _Reversed(VisionTransformer):
+    def forward_features(self, x: Tensor, **options: Any) -> Tensor:
+        return super().forward_features(x.flip(-1), **options)
+
+
 def _with_block(block: type[nn.Module]) -> VisionTransformer:
     return VisionTransformer(img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=3, block_fn=block)
 
@@ -140,6 +189,7 @@ def _with_block(block: type[nn.Module]) -> VisionTransformer:
     [
         (lambda: nn.Linear(3, 3), "Linear"),
         (lambda: Eva(img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=3), "Eva"),
+        (lambda: _Reversed(img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=3), "_Reversed"),
         (lambda: _with_block(ResPostBlock), "ResPostBlock"),
         (lambda: _with_block(ParallelScalingBlock), "ParallelScalingBlock"),
     ],
@@ -147,6 +197,15 @@ def _with_block(block: type[nn.Module]) -> VisionTransformer:
 def test_other_backbones_are_refused(backbone: Callable[[], nn.Module], word: str) -> None:
     with pytest.raises(TypeError, match=rf"^RoutedViT: backbone must .*, got {word}$"):
         RoutedViT(backbone())
+
+
+def test_the_fingerprint_leaves_the_classifier_out() -> None:
+    model = timm.create_model("deit_tiny_distilled_patch16_224", depth=1, img_size=32)
+    with_head = RoutedViT(model).fingerprint()
+    model.reset_classifier(0)
+    assert RoutedViT(model).fingerprint() == with_head
+    model.dist_token.add_(1)
+    assert RoutedViT(model).fingerprint() != with_head
 
 
 def test_a_backbone_that_does_not_pool_is_refused(build_vit: Callable[..., Any]) -> None:

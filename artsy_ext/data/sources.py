@@ -1,0 +1,212 @@
+"""Sources of labelled images, by the names that commands use, and how a source becomes a stream of tasks."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from artsy_ext.data.images import Images, ImageSet, Transform
+from artsy_ext.data.streams import Stream, class_incremental, task_sizes
+
+__all__ = ["SOURCES", "Source", "Track", "check_source", "load_source"]
+
+TEST_FRACTION = 0.3
+
+# Wraps a loop over files for a progress bar: their paths, and what stands before the bar.
+Track = Callable[[Sequence[str], str], Iterable[str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Labelled images under a name, not yet cut into tasks.
+
+    Attributes:
+        name: what it is called in commands and tables.
+        class_names: [C] in the order of the labels.
+        train: the images to learn from; where there is no `test`, all images.
+        test: the images to be asked about; None where they are split off `train` by seed.
+        renderings: without `test`: `train` holds this many renderings of the same objects, all objects in one rendering
+            after the other; those of an object stay together.
+        increment: classes per task where the user says nothing; None if there is no usual number.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet | None = None
+    renderings: int = 1
+    increment: int | None = None
+
+    def split(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Indices [n] int64 of the training and of the test images, each in its own set.
+
+        Where there is no set of test images, 30 % of every class and at least one image, chosen by the seed.
+
+        Raises:
+            ValueError: seed is out of [0, 2**32), or a class has fewer than two images to split.
+        """
+        _check_seed(seed)
+        if self.test is not None:
+            return torch.arange(len(self.train)), torch.arange(len(self.test))
+        from sklearn.model_selection import train_test_split
+
+        counts = self.train.labels.bincount(minlength=len(self.class_names)).tolist()
+        for name, count in zip(self.class_names, counts, strict=True):
+            if count < 2:
+                raise ValueError(
+                    f"{self.name}: class {name!r} must have at least 2 images, one of them to test, got {count}"
+                )
+        objects = len(self.train) // self.renderings
+        labels = self.train.labels[:objects]
+        size = max(math.ceil(TEST_FRACTION * objects), len(labels.unique()))
+        parts = train_test_split(range(objects), test_size=size, random_state=seed, stratify=labels.numpy())
+        train, test = (torch.tensor(part) for part in parts)
+        # Of classes with two or three images scikit-learn may take none.
+        for label in sorted({*labels.tolist()} - {*labels[test].tolist()}):
+            moved = train[labels[train] == label][0]
+            train, test = train[train != moved], torch.cat([test, moved[None]])
+        first = objects * torch.arange(self.renderings)[:, None]
+        train, test = ((first + part).flatten() for part in (train, test))
+        return train, test
+
+    def stream(
+        self,
+        seed: int = 0,
+        transform: Transform | None = None,
+        *,
+        tasks: int | None = None,
+        base: int = 0,
+        increment: int | None = None,
+        class_order: Sequence[str] | None = None,
+    ) -> Stream:
+        """The source as a class-incremental stream.
+
+        Args:
+            seed: decides the order of the classes, and the split where there are no test images; 0 <= seed < 2**32.
+            transform: from an image as it was found to what the backbone takes: its `transform`.
+            tasks, base, increment: as in `task_sizes`; by default the source's own increment.
+            class_order: all class names, in the order in which they are to be learned; None for one by seed.
+
+        Raises:
+            ValueError: an argument is out of its range, or the class names are not the source's.
+        """
+        _check_seed(seed)
+        sizes = self.sizes(tasks=tasks, base=base, increment=increment)
+        train, test = self.split(seed)
+        return class_incremental(
+            self.name,
+            Images(self.train, train, transform=transform),
+            Images(self.test or self.train, test, transform=transform),
+            class_names=self.class_names,
+            class_order=self.order(seed, class_order),
+            sizes=sizes,
+        )
+
+    def sizes(self, *, tasks: int | None = None, base: int = 0, increment: int | None = None) -> tuple[int, ...]:
+        """How many classes each task brings: `task_sizes`, with the source's own increment where nothing is said."""
+        if tasks is None and increment is None:
+            increment = self.increment
+            if increment is None:
+                raise ValueError(f"tasks: {self.name} needs a number of tasks, or an increment")
+        return task_sizes(len(self.class_names), tasks=tasks, base=base, increment=increment)
+
+    def order(self, seed: int, names: Sequence[str] | None = None) -> list[int]:
+        """The classes' indexes in the order of `names`, or in one by seed."""
+        if names is None:
+            # RandomState's streams are frozen by NumPy; torch.randperm and default_rng may change between versions.
+            by_seed: list[int] = np.random.RandomState(seed).permutation(len(self.class_names)).tolist()
+            return by_seed
+        unknown = [name for name in names if name not in self.class_names]
+        missing = [name for name in self.class_names if name not in names]
+        if unknown or missing or len(names) != len(self.class_names):
+            trouble = (
+                f"unknown class {unknown[0]!r}"
+                if unknown
+                else f"no class {missing[0]!r}"
+                if missing
+                else "a class more than once"
+            )
+            raise ValueError(f"class_order: expected each class of {self.name} once, got {trouble}")
+        return [self.class_names.index(name) for name in names]
+
+
+class _Named(NamedTuple):
+    summary: str
+    load: Callable[[Path, Track], Source]
+
+
+def _digits(data_dir: Path, track: Track) -> Source:
+    from artsy_ext.data.digits import digits
+
+    return digits()
+
+
+def _rotated(data_dir: Path, track: Track) -> Source:
+    from artsy_ext.data.digits import rotated
+
+    return rotated()
+
+
+def _torchvision(name: str) -> Callable[[Path, Track], Source]:
+    def load(data_dir: Path, track: Track) -> Source:
+        from artsy_ext.data.vision import torchvision_source
+
+        return torchvision_source(name, data_dir, track)
+
+    return load
+
+
+SOURCES: dict[str, _Named] = {
+    "digits": _Named("scikit-learn's handwritten digits, 10 classes; built in", _digits),
+    "rotated": _Named("the digits, and each turned by 90 degrees as 10 more classes; built in", _rotated),
+    "cifar10": _Named("photographs of 10 kinds of things", _torchvision("cifar10")),
+    "cifar100": _Named("photographs of 100 kinds of things", _torchvision("cifar100")),
+    "mnist": _Named("60,000 + 10,000 handwritten digits", _torchvision("mnist")),
+    "fashionmnist": _Named("60,000 + 10,000 pictures of clothes, 10 classes", _torchvision("fashionmnist")),
+}
+
+FOLDER = "folder:"
+
+
+def check_source(name: str) -> None:
+    """Raises ValueError, with the nearest known ones, if there is no source of this name."""
+    if name in SOURCES or (name.startswith(FOLDER) and name != FOLDER):
+        return
+    nearest = difflib.get_close_matches(name, SOURCES)
+    suggestion = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    raise ValueError(f"data: {name!r} is not known; {suggestion}(known: {', '.join(SOURCES)}, {FOLDER}PATH)")
+
+
+def load_source(name: str, *, data_dir: str | Path = "data", track: Track | None = None) -> Source:
+    """The source of a name, every image of it checked.
+
+    Args:
+        name: a key of `SOURCES`, or "folder:PATH" for class folders under PATH, or for PATH/train and PATH/test (or
+            val) with class folders.
+        data_dir: where torchvision's data sets are, and where they are downloaded to if they are not there.
+        track: wraps the loops over files, to be checked or downloaded, for a progress bar.
+
+    Raises:
+        ValueError: the name is not known, a class has no image, or a file is no image or damaged.
+        OSError: the data are not there and can't be downloaded, or can't be read.
+    """
+    check_source(name)
+    track = track or (lambda items, description: items)
+    if name.startswith(FOLDER):
+        from artsy_ext.data.folder import folder_source
+
+        return folder_source(Path(name.removeprefix(FOLDER)), track)
+    return SOURCES[name].load(Path(data_dir), track)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be in [0, 2**32), got {seed}")

@@ -1,0 +1,209 @@
+"""Runs: from a `RunConfig` to a run folder, and from the folder back to what was learned.
+
+`artsy train` and `artsy eval` are thin covers of `Run` and `FinishedRun`. Whatever can be wrong with a configuration
+or a folder is found when one of these is made, before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artsy_ext.data import Source, Stream, check_source, load_source
+from artsy_ext.learner.backbones import Backbone, check_backbone, open_backbone
+from artsy_ext.learner.classifier import ArtsyClassifier
+from artsy_ext.learner.config import RunConfig, read_toml
+from artsy_ext.learner.experiment import check_methods, evaluate, run_experiment
+from artsy_ext.learner.features import Features
+from artsy_ext.learner.methods import METHODS
+from artsy_ext.learner.progress import Progress
+from artsy_ext.learner.report import CHECKPOINT, CONFIG, check_output, read_results, write_run
+from artsy_ext.nn import RoutedViT
+
+__all__ = ["FinishedRun", "Run"]
+
+
+class Run:
+    """A run that can start: everything that its configuration names is there and fits together.
+
+    Args:
+        config: what to do.
+        output: the folder to write.
+        overwrite: replace an earlier run there.
+        cache_dir: where E0's features are kept; None keeps them in memory.
+        progress: where bars are shown.
+
+    Raises:
+        ValueError: something in the configuration is not known, not possible or not readable.
+        OSError: data, weights or folder are not there, or can't be read or written.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        output: Path,
+        *,
+        overwrite: bool = False,
+        cache_dir: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.output, self.overwrite, self.cache_dir = output, overwrite, cache_dir
+        self.progress = progress or Progress.silent()
+        methods = check_methods(config.methods or METHODS)
+        check_source(config.data)
+        check_backbone(config.backbone)
+        check_output(output, overwrite)
+        self.class_order = None if config.class_order is None else _read_class_order(Path(config.class_order))
+        self.config = replace(config, methods=methods, threads=config.threads or _default_threads(config.backbone))
+        self.source = load_source(config.data, data_dir=config.data_dir, track=self.progress.track)
+        self.class_names = self.stream(0).class_names  # fails where classes and tasks do not fit
+        self.backbone = open_backbone(config.backbone)
+
+    def stream(self, seed: int) -> Stream:
+        """The tasks of a seed, images as they were found."""
+        return _stream(self.source, seed, None, self.config, self.class_order)
+
+    def train(self) -> dict[str, Any]:
+        """Learn the stream with every method and seed, and write the run folder.
+
+        The folder holds results.json, pictures, the configuration as TOML and, where `artsy` is among the methods, the
+        classifier of the first seed. It is written beside and renamed when all is done.
+
+        Returns:
+            The content of results.json.
+
+        Raises:
+            OSError: the folder can't be written.
+        """
+        config, backbone = self.config, self.backbone
+        with _threads(config.threads):
+            result = run_experiment(
+                lambda seed: _stream(self.source, seed, backbone, config, self.class_order),
+                Features(RoutedViT(backbone.model), self.cache_dir, self.progress),
+                backbone.statistics,
+                config.methods,
+                range(config.seeds),
+                config.learner,
+                self.progress,
+                arguments={
+                    "run": config.to_mapping(learner=False),
+                    "data": {"images": _digests(self.source), "class_order": self.class_names},
+                },
+            )
+
+        def write_more(folder: Path) -> None:
+            (folder / CONFIG).write_text(config.to_toml(), encoding="utf-8")
+            if result.classifier is not None:
+                result.classifier.save(folder / CHECKPOINT)
+
+        write_run(self.output, result.results, write_more, overwrite=self.overwrite)
+        return result.results
+
+
+class FinishedRun:
+    """A run folder, with the classifier in it and the data to ask it about.
+
+    Args:
+        folder: as `Run.train` wrote it.
+        data: other data with the same class names; by default those of the run.
+        data_dir: where torchvision's data sets are, if they have moved.
+        backbone: where E0's weights are, if they have moved.
+        cache_dir, progress: as for `Run`.
+
+    Raises:
+        ValueError: the folder's files are damaged, of a newer version or of another backbone, or the data have other
+            classes.
+        OSError: the folder holds no run with a checkpoint, or data or weights are not there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        data: str | None = None,
+        data_dir: str | None = None,
+        backbone: str | None = None,
+        cache_dir: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.progress = progress or Progress.silent()
+        facts = read_results(folder)["arguments"]["data"]
+        config = RunConfig.from_mapping(read_toml(folder / CONFIG))
+        given: dict[str, Any] = {"data": data, "data_dir": data_dir, "backbone": backbone}
+        self.config = config = replace(config, **{name: value for name, value in given.items() if value is not None})
+        if not (folder / CHECKPOINT).is_dir():
+            raise FileNotFoundError(f"{folder} has no checkpoint: artsy was not among the methods of the run")
+        check_source(config.data)
+        check_backbone(config.backbone)
+        opened = open_backbone(config.backbone)
+        self.classifier = ArtsyClassifier.load(folder / CHECKPOINT, opened.model)
+        source = load_source(config.data, data_dir=config.data_dir, track=self.progress.track)
+        other = sorted(set(source.class_names) ^ set(facts["class_order"]))
+        if other:
+            raise ValueError(f"data: {config.data} must have the classes of the run, but {other[0]!r} is in one alone")
+        self.same_images = _digests(source) == facts["images"]
+        self.stream = _stream(source, self.classifier.seed, opened, config, facts["class_order"])
+        self.features = Features(self.classifier.vit, cache_dir, self.progress)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Ask the classifier about the test images, as the run did at its end: the same images give the same answers.
+
+        Returns:
+            What `artsy_ext.learner.experiment.evaluate` returns, and: `data`, `same_images` (whether they are those of
+            the run), `seed`, and of each task its `classes` by name.
+        """
+        with _threads(self.config.threads):
+            found = evaluate(self.classifier, self.stream, self.features, self.progress)
+        names = self.stream.class_names
+        return {
+            "data": self.config.data,
+            "same_images": self.same_images,
+            "seed": self.classifier.seed,
+            "classes": [[names[c] for c in task.classes] for task in self.stream.tasks],
+            **found,
+        }
+
+
+def _stream(
+    source: Source, seed: int, backbone: Backbone | None, config: RunConfig, class_order: Sequence[str] | None
+) -> Stream:
+    return source.stream(
+        seed,
+        None if backbone is None else backbone.transform,
+        tasks=config.tasks,
+        base=config.base,
+        increment=config.increment,
+        class_order=class_order,
+    )
+
+
+def _digests(source: Source) -> list[str]:
+    return [images.digest for images in (source.train, source.test) if images is not None]
+
+
+def _read_class_order(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"class_order: {path} is no text file: {error}") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _default_threads(backbone: str) -> int:
+    # The demo's network is too small to gain much from more, and loses much where cores are shared.
+    return 1 if backbone == "demo" else torch.get_num_threads()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,220 @@
+"""Runs as Python users start them: a folder of images nobody has seen, learned, written, opened and asked again."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from PIL import Image
+
+from artsy_ext.data import load_source
+from artsy_ext.learner import FinishedRun, LearnerConfig, Run, RunConfig
+from artsy_ext.learner.config import read_toml
+from artsy_ext.learner.results import schema, without_times
+
+CLASSES = ("circle", "line", "plus", "star")
+FAST = LearnerConfig(epochs=2, stdp_epochs=2, mlp_steps=20)
+
+
+def draw_folder(path: Path, per_class: int = 20, start: int = 0) -> Path:
+    """Class folders of handwritten digits 0 to 3, under other names."""
+    source = load_source("digits").train
+    for label, name in enumerate(CLASSES):
+        (path / name).mkdir(parents=True)
+        chosen = (source.labels == label).nonzero().flatten()[start : start + per_class]
+        for index in chosen.tolist():
+            pixels = (255 * source.images[index][0]).round().to(torch.uint8).numpy()
+            Image.fromarray(pixels).resize((40, 40)).save(path / name / f"{index}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def config(images: Path) -> RunConfig:
+    return RunConfig(data=f"folder:{images}", tasks=2, methods=("simplecil", "artsy"), learner=FAST)
+
+
+@pytest.fixture(scope="module")
+def finished(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    Run(config, folder).train()
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def test_the_run_folder(finished: Path, config: RunConfig) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"results.json", "config.toml", "accuracy.png", "matrix.png", "synapses.png", "checkpoint"}
+    results = results_of(finished)
+    jsonschema.validate(results, schema(), cls=jsonschema.Draft202012Validator)
+    assert results["arguments"]["run"] == {**config.to_mapping(learner=False), "threads": 1}
+    assert results["arguments"]["config"]["epochs"] == 2
+    assert sorted(results["arguments"]["data"]["class_order"]) == list(CLASSES)
+    assert RunConfig.from_mapping(read_toml(finished / "config.toml")) == replace(config, threads=1)
+
+
+def test_it_has_learned(finished: Path) -> None:
+    methods = results_of(finished)["methods"]
+    assert methods["artsy"]["last_accuracy"]["mean"] >= 75  # chance: 25
+
+
+def test_a_new_process_answers_the_same_bit_for_bit(finished: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "artsy_ext.cli", "eval", str(finished), "--json", "--cache-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    evaluation = json.loads(done.stdout)
+    artsy = results_of(finished)["methods"]["artsy"]
+    assert evaluation["same_images"] is True
+    assert evaluation["last_accuracy"] == artsy["last_accuracy"]["values"][0]
+    assert evaluation["accuracy"] == pytest.approx(artsy["accuracy_matrix"]["values"][0][-1])
+    for name, metric in artsy["synapses"].items():
+        assert evaluation["synapses"][name] == metric["values"][0]
+
+
+def test_its_configuration_gives_it_again(finished: Path, tmp_path: Path) -> None:
+    config = RunConfig.from_mapping(read_toml(finished / "config.toml"))
+    results = Run(config, tmp_path / "again", cache_dir=tmp_path / "cache").train()
+    assert without_times(results) == without_times(results_of(finished))
+
+
+def test_features_are_computed_once_and_used_by_the_evaluation(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run(replace(config, methods=("artsy",), seeds=2), tmp_path / "run", cache_dir=tmp_path / "cache").train()
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 1
+    monkeypatch.setattr("artsy_ext.learner.features.Features._compute", None)
+    evaluation = FinishedRun(tmp_path / "run", cache_dir=tmp_path / "cache").evaluate()
+    assert evaluation["last_accuracy"] == results_of(tmp_path / "run")["methods"]["artsy"]["last_accuracy"]["values"][0]
+
+
+def test_other_images_of_the_same_classes(finished: Path, tmp_path: Path) -> None:
+    other = draw_folder(tmp_path / "other", per_class=10, start=50)
+    evaluation = FinishedRun(finished, data=f"folder:{other}").evaluate()
+    assert evaluation["same_images"] is False
+    assert evaluation["last_accuracy"] >= 60
+
+
+def test_class_order_from_a_file(config: RunConfig, tmp_path: Path) -> None:
+    order = tmp_path / "order.txt"
+    order.write_text("star\nline\n\n  plus  \ncircle\n")
+    run = Run(replace(config, class_order=str(order), seeds=2), tmp_path / "run")
+    assert run.class_names == run.stream(1).class_names == ("star", "line", "plus", "circle")
+
+
+def break_nothing(folder: Path) -> None:
+    pass
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "error", "message"),
+    [
+        (shutil.rmtree, {}, FileNotFoundError, r"run holds no run: there is no results\.json"),
+        (
+            lambda f: shutil.rmtree(f / "checkpoint"),
+            {},
+            FileNotFoundError,
+            "run has no checkpoint: artsy was not",
+        ),
+        (lambda f: (f / "results.json").write_text("{"), {}, ValueError, r"results\.json is damaged: "),
+        (lambda f: (f / "results.json").write_text("[]"), {}, ValueError, r"results\.json is damaged: "),
+        (
+            lambda f: edit_json(f / "results.json", schema_version=99),
+            {},
+            ValueError,
+            r"results\.json has schema version 99, this version of artsy_ext reads 1",
+        ),
+        (lambda f: (f / "config.toml").write_text("data ="), {}, ValueError, r"config\.toml is no TOML file"),
+        (lambda f: (f / "config.toml").unlink(), {}, FileNotFoundError, r"config\.toml"),
+        (
+            lambda f: edit_json(f / "checkpoint" / "model.json", format=9),
+            {},
+            ValueError,
+            "checkpoint has format 9, this version of artsy_ext reads up to 1",
+        ),
+        (lambda f: edit_json(f / "checkpoint" / "model.json", seed=5), {}, ValueError, r"model\.json is damaged: "),
+        (lambda f: flip(f / "checkpoint" / "model.json"), {}, ValueError, r"model\.json is damaged: "),
+        (lambda f: flip(f / "checkpoint" / "model.safetensors"), {}, ValueError, r"model\.safetensors is damaged: "),
+        (
+            break_nothing,
+            {"backbone": "vit_tiny_patch16_224:random"},
+            ValueError,
+            "load: backbone must be the one that .* was trained with",
+        ),
+        (break_nothing, {"backbone": "resnet"}, ValueError, "backbone: "),
+        (
+            break_nothing,
+            {"data": "digits"},
+            ValueError,
+            "data: digits must have the classes of the run, but '0'",
+        ),
+        (break_nothing, {"data": "nothing"}, ValueError, "data: 'nothing' is not known"),
+    ],
+)
+def test_what_cannot_be_opened(
+    damage: Callable[[Path], Any], options: dict[str, str], error: type[Exception], message: str, copied: Path
+) -> None:
+    damage(copied)
+    with pytest.raises(error, match=message):
+        FinishedRun(copied, **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "digit"}, r"data: 'digit' is not known; did you mean digits\?"),
+        ({"methods": ("arsty",)}, "methods: 'arsty' is not known"),
+        ({"backbone": "vit_tiny_patch16_225"}, "backbone: "),
+        ({"tasks": 5}, "tasks: expected at most as many tasks as classes, got 5 for 4 classes"),
+        ({"tasks": None}, "needs a number of tasks"),
+        ({"increment": 2}, "tasks: expected either tasks or increment"),
+    ],
+)
+def test_what_cannot_start(changes: dict[str, Any], message: str, config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        Run(replace(config, **changes), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("names", ["circle\nline\nplus", "circle\nline\nplus\nstar\nstar", "a\nline\nplus\nstar"])
+def test_a_class_order_that_does_not_fit(names: str, config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "order.txt").write_text(names)
+    with pytest.raises(ValueError, match=r"^class_order: expected each class of .* once, got "):
+        Run(replace(config, class_order=str(tmp_path / "order.txt")), tmp_path / "run")
+
+
+def test_threads_are_the_callers_again(config: RunConfig, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    Run(replace(config, methods=("simplecil",), threads=2), tmp_path / "run").train()
+    assert torch.get_num_threads() == before
+    assert results_of(tmp_path / "run")["arguments"]["run"]["threads"] == 2
+    assert not (tmp_path / "run" / "checkpoint").exists()
