@@ -272,8 +272,8 @@ def _check_file(path: Path, name: str, model: nn.Module) -> None:
             found = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
             shapes = {key: list(value.get_shape()) for key, value in found.items()}
             kinds = {key: value.get_dtype() for key, value in found.items()}
-    except SafetensorError as error:
-        raise ValueError(f"backbone: {path} is damaged or no {_SUFFIX} file: {error}") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"backbone: {path} can't be read as a {_SUFFIX} file: {error}") from error
 
     expected = model.state_dict()
     for key, value in expected.items():
@@ -291,6 +291,6 @@ def _check_file(path: Path, name: str, model: nn.Module) -> None:
 def _load(model: VisionTransformer, path: Path) -> None:
     try:
         weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"backbone: {path} is damaged or no {_SUFFIX} file: {error}") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"backbone: {path} can't be read as a {_SUFFIX} file: {error}") from error
     model.load_state_dict({key: weights[key] for key in model.state_dict()})
