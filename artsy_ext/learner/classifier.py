@@ -40,7 +40,10 @@ _FILES = ("model.json", "model.safetensors")
 
 
 class ArtsyClassifier:
-    """Learns task after task, and keeps no image of any; what it learned of a task stays as it was.
+    """Learns task after task, and keeps no image of any.
+
+    Sub-networks, prototypes and statistics stay as they were when their task was learned; synapses and thresholds learn
+    on, so that they tell new tasks from old ones.
 
     Args:
         backbone: E0, a pre-trained timm ViT; it is frozen.
@@ -88,7 +91,7 @@ class ArtsyClassifier:
                 f"ArtsyClassifier: statistics must be mean [{D}] and covariance [{D}, {D}], "
                 f"got {' and '.join(str(list(s.shape)) for s in statistics)}"
             )
-        self._whitening = None if statistics is None else Whitening(*statistics).to(self.vit.device)
+        self._whitening = None if statistics is None else self._new_whitening(*statistics)
         self._trainer = subnetwork_trainer or self._train_subnetwork
 
     @property
@@ -255,7 +258,7 @@ class ArtsyClassifier:
                 f"{facts['backbone'][:12]}…), got {found[:12]}…"
             )
         D = classifier.vit.dim
-        classifier._whitening = Whitening(torch.zeros(D), torch.eye(D)).to(classifier.vit.device)
+        classifier._whitening = classifier._new_whitening(torch.zeros(D), torch.eye(D))
         network, statistics = classifier._new_network(torch.empty(0, D), torch.empty(0))
         weights = (path / "model.safetensors").read_bytes()
         if _sha256(weights) != facts["weights"]:
@@ -276,7 +279,7 @@ class ArtsyClassifier:
     def _new_network(self, h0: Tensor, y: Tensor) -> tuple[ArtsyNetwork, ClassStatistics]:
         whitening = self._whitening
         if whitening is None:
-            whitening = Whitening(h0.mean(0), within_class_covariance(h0, y)).to(self.vit.device)
+            whitening = self._new_whitening(h0.mean(0), within_class_covariance(h0, y))
         network = ArtsyNetwork(
             self.vit,
             new_bank(self.vit, self.config, 0),
@@ -286,15 +289,25 @@ class ArtsyClassifier:
         )
         return network.to(self.vit.device), ClassStatistics(self.vit.dim).to(self.vit.device)
 
+    def _new_whitening(self, mean: Tensor, within_covariance: Tensor) -> Whitening:
+        return Whitening(mean, within_covariance, self.config.whitening_shrinkage).to(self.vit.device)
+
     def _new_synapses(self) -> SynapseBank:
         c = self.config
-        options: dict[str, Any] = {"quantile": c.quantile, "fallback": c.fallback}
+        options: dict[str, Any] = {
+            "quantile": c.quantile,
+            "fallback": c.fallback,
+            "held_out": c.held_out,
+            "calibration_samples": c.calibration_samples,
+        }
         if self.synapse == "stdp":
             options |= {"steps": c.stdp_steps, "rate": c.stdp_rate, "epochs": c.stdp_epochs}
+            options |= {"batch_size": c.stdp_batch_size}
             if c.consolidate:
                 options |= {"on": c.consolidate_on, "off": c.consolidate_off}
         else:
-            options |= {"hidden": c.mlp_hidden, "steps": c.mlp_steps}
+            options |= {"hidden": c.mlp_hidden, "steps": c.mlp_steps, "batch_size": c.mlp_batch_size}
+            options |= {"learning_rate": c.mlp_learning_rate, "weight_decay": c.mlp_weight_decay}
         return SYNAPSES[self.synapse](self.vit.dim, **options)
 
     def _train_subnetwork(

@@ -6,6 +6,7 @@ The command's options, the TOML files that it reads and writes, and their checks
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -51,32 +52,41 @@ class LearnerConfig:
     head_scale: float = _setting(16.0, "Factor of the cosines in the training head and in predict_proba.")
 
     # Synapses
+    whitening_shrinkage: float = _setting(0.05, "Share of the mean variance in the covariance that whitens features.")
     quantile: float = _setting(0.02, "q: thresholds are the q-quantile of a task's own scores.")
+    held_out: float = _setting(0.2, "Share of a new task's samples that set its threshold.")
+    calibration_samples: int = _setting(200, "Pseudo-samples per class that set an older threshold anew.")
     fallback: Literal["top", "none"] = _setting(
         "top", "Where no score reaches its threshold: the highest is functional, or none is."
     )
     stdp_steps: int = _setting(8, "T, time steps of spikes.")
     stdp_rate: float = _setting(0.2, "η, the synapses' learning rate.")
     stdp_epochs: int = _setting(5, "Passes of the synapses over a task's features.")
+    stdp_batch_size: int = _setting(32, "Samples per update of the synapses.")
     consolidate: bool = _setting(True, "STDP synapses below the thresholds are silent: they learn but do not transmit.")
     consolidate_on: float = _setting(0.12, "A synapse becomes functional where its weight reaches this.")
     consolidate_off: float = _setting(0.08, "A synapse becomes silent where its weight is below this.")
     mlp_hidden: int = _setting(32, "Units of a two-layer synapse.")
     mlp_steps: int = _setting(300, "Training steps of the two-layer synapses at each task.")
+    mlp_batch_size: int = _setting(64, "New samples per training step of the two-layer synapses.")
+    mlp_learning_rate: float = _setting(3e-3, "Of AdamW for the two-layer synapses.")
+    mlp_weight_decay: float = _setting(1e-2, "Of AdamW for the two-layer synapses.")
 
     def __post_init__(self) -> None:
-        for name in ("rank", "epochs", "batch_size", "stdp_steps", "stdp_epochs", "mlp_hidden", "mlp_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"LearnerConfig: {name} must be >= 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "baseline_learning_rate", "weight_decay", "shift", "stdp_rate"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"LearnerConfig: {name} must be >= 0, got {getattr(self, name)}")
-        if not 0 <= self.quantile < 1:
-            raise ValueError(f"LearnerConfig: quantile must be in [0, 1), got {self.quantile}")
+        types = get_type_hints(LearnerConfig)
+        for name in types:
+            value, least = getattr(self, name), 0 if name == "shift" else 1
+            if types[name] is int and value < least:
+                raise ValueError(f"LearnerConfig: {name} must be >= {least}, got {value}")
+            if types[name] is float and not 0 <= value < math.inf:
+                raise ValueError(f"LearnerConfig: {name} must be finite and >= 0, got {value}")
+        for name in ("quantile", "held_out", "whitening_shrinkage"):
+            if not getattr(self, name) < 1:
+                raise ValueError(f"LearnerConfig: {name} must be in [0, 1), got {getattr(self, name)}")
         if not 0 < self.crop <= 1:
             raise ValueError(f"LearnerConfig: crop must be in (0, 1], got {self.crop}")
         for name in ("augmentation", "fallback"):
-            known = get_args(get_type_hints(LearnerConfig)[name])
+            known = get_args(types[name])
             if getattr(self, name) not in known:
                 words = " or ".join(map(repr, known))
                 raise ValueError(f"LearnerConfig: {name} must be {words}, got {getattr(self, name)!r}")

@@ -35,7 +35,8 @@ class Features:
     Args:
         vit: E0.
         cache_dir: where features are kept, under a name made of everything they depend on: the images, their transform,
-            E0's weights and structure, the versions of the packages. None keeps them in memory alone.
+            E0's weights and structure, the machine and its threads, the versions of the packages. None keeps them in
+            memory alone.
         progress: where bars are shown.
     """
 
@@ -103,6 +104,8 @@ class Features:
             "transform": repr(images.transform),
             "backbone": self._backbone,
             "versions": [found[name] for name in ("artsy_ext", "torch", "timm")],
+            # The last bits depend on these.
+            "machine": [found["processor"], str(self.vit.device), torch.get_num_threads()],
             "batch": images_per_batch(self.vit),
         }
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

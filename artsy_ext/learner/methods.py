@@ -275,7 +275,7 @@ class _Baseline(ABC):
 
 
 class _SimpleCIL(_Baseline):
-    """Cosine to the class means of E0's features (Zhou et al., 2023), centred as for the others."""
+    """Cosine to the classes' mean directions in E0's features (after SimpleCIL, Zhou et al., 2023), centred."""
 
     def __init__(self, context: SeedContext) -> None:
         super().__init__(context)
@@ -293,7 +293,8 @@ class _SimpleCIL(_Baseline):
         return Prediction(logits.argmax(1), None)
 
     def parameters(self) -> dict[str, float]:
-        return {"total": 0, "per_task": 0, "statistics_bytes": _bytes(self.prototypes)}
+        kept = [self.prototypes] + ([] if self.mean is None or self.context.statistics else [self.mean])
+        return {"total": 0, "per_task": 0, "statistics_bytes": _bytes(*kept)}
 
 
 class _LDA(_Baseline):
@@ -328,13 +329,14 @@ class _LDA(_Baseline):
 class _EASE(_Baseline):
     """After EASE (Zhou et al., CVPR 2024): every sub-network runs for every sample, missing prototypes are synthesised.
 
-    A strengthened form: it adds E0's cosine, centres features, and synthesises in residual form and with a sharp
-    softmax, where the published one mixes plain prototypes.
+    A strengthened form: it adds E0's cosine (an option there), centres features, and synthesises in residual form and
+    with a sharp softmax, where the published one mixes plain prototypes. Its weight of the other spaces is divided by
+    their number, ours is not; its adapters have a scale of 0.1, ours `LearnerConfig.scale`.
 
     The logit of a class is its cosine in E0's space, plus that in its own sub-network's space, plus 0.1 times those in
     the other sub-networks' spaces. In the space of a sub-network younger than the class, the prototype is synthesised
     in residual form, p_(c,0) + Σ softmax(similarity/0.1)·(p_(new,b) − p_(new,0)), with the similarity read in the
-    class's own space.
+    class's own space, and normalised.
     """
 
     others = 0.1
@@ -387,8 +389,8 @@ class _EASE(_Baseline):
     def parameters(self) -> dict[str, float]:
         assert self.head is not None
         total = _size(self.bank)
-        kept = _bytes(*_prototypes(self.head))
-        return {"total": total, "per_task": total / self.num_tasks, "statistics_bytes": kept}
+        kept = _prototypes(self.head) + ([] if self.context.statistics else [self.head.mean])
+        return {"total": total, "per_task": total / self.num_tasks, "statistics_bytes": _bytes(*kept)}
 
 
 class _OneAdapter(_Baseline):
@@ -465,7 +467,7 @@ class MethodSpec:
 METHODS: dict[str, MethodSpec] = {
     "finetune": MethodSpec("one adapter and head, trained on task after task: forgets", _Finetune),
     "random": MethodSpec("Artsy with random sub-networks, as many as Artsy runs", _Random),
-    "simplecil": MethodSpec("cosine to the class means of E0's features", _SimpleCIL),
+    "simplecil": MethodSpec("cosine to the classes' mean directions in E0's features", _SimpleCIL),
     "ease": MethodSpec("after EASE, strengthened: every sub-network runs for every sample", _EASE),
     "lda": MethodSpec("linear discriminant analysis of E0's features", _LDA),
     "synapses": MethodSpec("the STDP synapses' own units answer, no sub-network runs", _Synapses),

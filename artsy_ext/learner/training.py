@@ -36,13 +36,14 @@ def random_shift(images: Tensor, pixels: int, generator: torch.Generator) -> Ten
 def random_crop(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
     """Crops each image [B, C, H, W], resizes the crop to the whole (bilinear), and mirrors every other one, at random.
 
-    A crop has between `smallest` and all of the image's area, and an aspect ratio of 3/4 to 4/3 of the image's own, as
-    torchvision's RandomResizedCrop with its default ratios.
+    A crop has between `smallest` and all of the image's area, and an aspect ratio of 3/4 to 4/3 of the image's own, or
+    less where it would not fit.
     """
     B = len(images)
     area, ratio, right, below, mirror = torch.rand(5, B, generator=generator)
-    area, ratio = smallest + (1 - smallest) * area, (math.log(4 / 3) * (2 * ratio - 1)).exp()
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    area = smallest + (1 - smallest) * area
+    ratio = ((-area.log()).clamp(max=math.log(4 / 3)) * (2 * ratio - 1)).exp()
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     flip = torch.where(mirror < 0.5, -1.0, 1.0)
     zero = torch.zeros(B)
     across = torch.stack([width * flip, zero, (1 - width) * (2 * right - 1)], 1)

@@ -28,7 +28,8 @@ class Whitening(nn.Module):
 
     Args:
         mean: [D], µ.
-        within_covariance: [D, D], Σ_w; 5 % of its mean variance is mixed in as a multiple of the identity.
+        within_covariance: [D, D], Σ_w.
+        shrinkage: s in (1 − s)·Σ_w + s·v·I, v the mean variance, which stands for Σ_w.
     """
 
     mean: Tensor

@@ -15,10 +15,6 @@ from artsy_ext.ops import STDPRule, consolidate, encode_spikes, stdp_, synapse_c
 
 Track = Callable[[Iterable[int], str], Iterable[int]]
 
-# Pseudo-samples per class that recalibrate an older sub-network's threshold.
-_CALIBRATION_SAMPLES = 200
-_HELD_OUT = 0.2
-
 
 def _untracked(items: Iterable[int], description: str) -> Iterable[int]:
     return items
@@ -29,22 +25,37 @@ class SynapseBank(Growing, ABC):
 
     Args:
         dim: D of the whitened features z.
-        quantile: q; a threshold is the q-quantile of its own task's scores, so about 1 − q of a task's samples find
-            their sub-network functional.
+        quantile: q; a threshold is the q-quantile of its own task's scores (of pseudo-samples, once the task is an
+            older one), so about 1 − q of a task's samples find their sub-network functional.
         fallback: what a sample gets whose scores reach no threshold: "top", the sub-network with the highest score, or
             "none".
+        held_out: share of a new task's samples that set its threshold and are not learned from.
+        calibration_samples: pseudo-samples per class that set an older sub-network's threshold anew.
     """
 
     growing: ClassVar = {"thresholds": (0,)}
     thresholds: Tensor
 
-    def __init__(self, dim: int, *, quantile: float = 0.02, fallback: Literal["top", "none"] = "top") -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        quantile: float = 0.02,
+        fallback: Literal["top", "none"] = "top",
+        held_out: float = 0.2,
+        calibration_samples: int = 200,
+    ) -> None:
         super().__init__()
         if not 0 <= quantile < 1:
             raise ValueError(f"SynapseBank: quantile must be in [0, 1), got {quantile}")
         if fallback not in ("top", "none"):
             raise ValueError(f"SynapseBank: fallback must be 'top' or 'none', got {fallback!r}")
+        if not 0 <= held_out < 1:
+            raise ValueError(f"SynapseBank: held_out must be in [0, 1), got {held_out}")
+        if calibration_samples < 1:
+            raise ValueError(f"SynapseBank: calibration_samples must be >= 1, got {calibration_samples}")
         self.dim, self.quantile, self.fallback = dim, quantile, fallback
+        self.held_out, self.calibration_samples = held_out, calibration_samples
         self.register_buffer("thresholds", torch.zeros(0))
 
     @property
@@ -69,8 +80,8 @@ class SynapseBank(Growing, ABC):
         """Adds the synapse of the next sub-network and learns to tell its task from the older ones.
 
         The older tasks are present as pseudo-samples of their class statistics, as many per class as the new classes
-        have on average. A fifth of the new samples is held out to set the threshold; the older thresholds are set
-        anew on pseudo-samples, since a new competitor lowers every score.
+        have on average. Some of the new samples are held out to set the threshold (where there are too few, all set
+        it); the older thresholds are set anew on pseudo-samples, since a new competitor lowers every score.
 
         Args:
             z: [n, D] whitened features of the new task.
@@ -83,7 +94,7 @@ class SynapseBank(Growing, ABC):
         new_classes = (statistics.task == task).nonzero().flatten()
         old_classes = (statistics.task < task).nonzero().flatten()
         order = torch.randperm(len(z), generator=generator)
-        held_out = int(len(z) * _HELD_OUT)
+        held_out = int(len(z) * self.held_out)
         train = order[held_out:]
         own = z[order[:held_out]] if held_out else z
 
@@ -95,7 +106,7 @@ class SynapseBank(Growing, ABC):
         thresholds = []
         for s in range(task):
             classes = (statistics.task == s).nonzero().flatten()
-            calibration, _ = statistics.sample(classes, _CALIBRATION_SAMPLES, generator)
+            calibration, _ = statistics.sample(classes, self.calibration_samples, generator)
             thresholds.append(self.scores(calibration)[:, s].quantile(self.quantile))
         thresholds.append(self.scores(own)[:, task].quantile(self.quantile))
         self.thresholds = torch.stack(thresholds)
@@ -133,7 +144,8 @@ class STDPSynapses(SynapseBank):
     Rates are r = clip(√D/2·[ẑ⁺, (−ẑ)⁺], 0, 1) with ẑ = z/‖z‖; T steps of spikes; the potential V is what the functional
     synapses transmit. The post-synaptic signal is teacher − softmax(V) over the units of all sub-networks:
     potentiation where the teacher fires, anti-Hebbian depression where a unit would fire by itself. The bias is an
-    always-on afferent.
+    always-on afferent. With this signal and no traces the order of spikes does not matter: the update is that of a
+    linear softmax classifier on noisy rates, in which silent synapses learn but do not transmit.
 
     A sub-network's score is the log-softmax, over the sub-networks, of its strongest unit's potential from rates.
 
@@ -246,13 +258,14 @@ class STDPSynapses(SynapseBank):
 class MLPSynapses(SynapseBank):
     """Synapses of two layers, D → hidden → 1, as S_t of arXiv 2410.05899, trained by gradient descent.
 
-    All are trained again at each task, each to tell its own task from the others, with a class-balanced binary
-    cross-entropy. A sub-network's score is o − logsumexp(o) over the sub-networks.
+    All train on from where they are at each task, each to tell its own task from the others, with a class-balanced
+    binary cross-entropy. A sub-network's score is o − logsumexp(o) over the sub-networks.
 
     Args:
         hidden: units per synapse.
         steps: updates per task.
-        batch_size: new samples per update; beside them go as many pseudo-samples for each older task, of at most four.
+        batch_size: new samples per update; beside them go, per older task but for at most four, as many pseudo-samples
+            from the pool of all old classes.
         learning_rate, weight_decay: of AdamW.
     """
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from artsy_ext.data import Stream
 from artsy_ext.learner import ArtsyClassifier, LearnerConfig
-from artsy_ext.nn import MLPSynapses, STDPSynapses, SubNetworkBank
+from artsy_ext.nn import MLPSynapses, STDPSynapses, SubNetworkBank, Whitening, within_class_covariance
 from artsy_ext.ops import plan_routes
 
 SYNAPSES = ("stdp", "mlp")
@@ -215,8 +215,15 @@ def test_settings_reach_the_parts(synapse: str, tiny_vit: VisionTransformer, tas
         stdp_epochs=1,
         consolidate_on=0.3,
         consolidate_off=0.2,
+        stdp_batch_size=9,
         mlp_hidden=5,
         mlp_steps=6,
+        mlp_batch_size=7,
+        mlp_learning_rate=1e-4,
+        mlp_weight_decay=0.5,
+        whitening_shrinkage=0.3,
+        held_out=0.4,
+        calibration_samples=11,
     )
     network = ArtsyClassifier(tiny_vit, synapse=synapse, config=config).fit_task(tasks[0]).network_
     assert network is not None
@@ -224,15 +231,22 @@ def test_settings_reach_the_parts(synapse: str, tiny_vit: VisionTransformer, tas
     assert {block.scale for block in network.bank.adapters} == {0.7}
     synapses = network.synapses
     assert (synapses.quantile, synapses.fallback) == (0.1, "none")
+    assert (synapses.held_out, synapses.calibration_samples) == (0.4, 11)
+    x, y = tasks[0].tensors
+    h0 = tiny_vit(x).detach()
+    expected = Whitening(h0.mean(0), within_class_covariance(h0, y), 0.3)
+    torch.testing.assert_close(network.whitening.matrix, expected.matrix, rtol=1e-3, atol=1e-4)
     if isinstance(synapses, STDPSynapses):
         assert (synapses.steps, synapses.rate, synapses.epochs, synapses.on, synapses.off) == (4, 0.3, 1, 0.3, 0.2)
+        assert synapses.batch_size == 9
         without = dataclasses.replace(config, consolidate=False)
         network = ArtsyClassifier(tiny_vit, config=without).fit_task(tasks[0]).network_
         assert network is not None
         assert network.synapses.silent_fraction is None
     else:
         assert isinstance(synapses, MLPSynapses)
-        assert (synapses.hidden, synapses.steps) == (5, 6)
+        assert (synapses.hidden, synapses.steps, synapses.batch_size) == (5, 6, 7)
+        assert (synapses.learning_rate, synapses.weight_decay) == (1e-4, 0.5)
 
 
 class Plain(Dataset[Any]):

@@ -75,8 +75,11 @@ def test_refused_settings(values: dict[str, Any], message: str) -> None:
     ("name", "value", "expected"),
     [
         ("rank", 0, "rank must be >= 1, got 0"),
-        ("learning_rate", -1.0, r"learning_rate must be >= 0, got -1\.0"),
-        ("learning_rate", float("nan"), "learning_rate must be >= 0, got nan"),
+        ("learning_rate", -1.0, r"learning_rate must be finite and >= 0, got -1\.0"),
+        ("learning_rate", float("nan"), "learning_rate must be finite and >= 0, got nan"),
+        ("scale", float("inf"), "scale must be finite and >= 0, got inf"),
+        ("held_out", 1.0, r"held_out must be in \[0, 1\), got 1\.0"),
+        ("shift", -1, "shift must be >= 0, got -1"),
         ("quantile", 1.0, r"quantile must be in \[0, 1\), got 1\.0"),
         ("crop", 0.0, r"crop must be in \(0, 1\], got 0\.0"),
         ("fallback", "all", "fallback must be 'top' or 'none', got 'all'"),

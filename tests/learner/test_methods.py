@@ -170,6 +170,7 @@ STDP_WEIGHTS = 6 * 33  # a unit per class, ON and OFF afferents and the bias
 GATES = 3 * (16 * 8 + 8 + 8 + 1)
 GAUSSIANS = 4 * (6 * 16 + 6 * 16 * 16 + 16 + 16 * 16)  # and the whitening, here from the first task
 PROTOTYPES = 4 * (6 * 16 + 6 * 16)  # of each class in E0's space and in its own sub-network's
+CENTRE = 4 * 16  # the first task's mean, as nothing is known of the pre-training data
 ALL_PROTOTYPES = 4 * (6 * 16 + 3 * 6 * 16)  # in every space
 ONE_ADAPTER = SUBNETWORK + 6 * (16 + 1)
 
@@ -182,8 +183,8 @@ ONE_ADAPTER = SUBNETWORK + 6 * (16 + 1)
         ("random", 3 * SUBNETWORK + STDP_WEIGHTS, GAUSSIANS + PROTOTYPES),
         ("artsy-mlp", 3 * SUBNETWORK + GATES, GAUSSIANS + PROTOTYPES),
         ("synapses", STDP_WEIGHTS, GAUSSIANS),
-        ("ease", 3 * SUBNETWORK, ALL_PROTOTYPES),
-        ("simplecil", 0, 4 * 6 * 16),
+        ("ease", 3 * SUBNETWORK, ALL_PROTOTYPES + CENTRE),
+        ("simplecil", 0, 4 * 6 * 16 + CENTRE),
         ("lda", 0, 4 * (6 * 16 + 16 * 16)),
         ("finetune", ONE_ADAPTER, 0),
         ("joint", ONE_ADAPTER, 0),

@@ -298,10 +298,8 @@ def test_crops_are_parts_of_the_image_of_the_promised_size() -> None:
 def test_a_crop_of_everything_is_the_image_or_its_mirror() -> None:
     images = torch.rand(64, 3, 9, 9, generator=torch.Generator().manual_seed(1))
     for image, crop in zip(images, training.random_crop(images, 1.0, torch.Generator().manual_seed(0)), strict=True):
-        # An area of 1 leaves the aspect ratio: one side stays whole, the other is cut at most to 3/4.
-        assert crop.shape == image.shape
-        assert crop.amin() >= image.amin() - 1e-6
-        assert crop.amax() <= image.amax() + 1e-6
+        error = min((crop - other).abs().amax() for other in (image, image.flip(2)))
+        assert error < 1e-5
 
 
 @pytest.mark.parametrize("augmentation", ["shift", "crop", "none"])
