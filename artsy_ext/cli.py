@@ -61,7 +61,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"artsy: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"artsy: error: {' '.join(filter(None, map(str.strip, message.splitlines())))}", file=sys.stderr)
     return _BAD_INPUT
 
 
@@ -166,13 +166,14 @@ def commands() -> click.Group:
 
 
 def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "artsy_ext"
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "artsy_ext"
 
 
 def _setting_options(demo: bool) -> list[click.Parameter]:
     """An option for every setting of a run, and --config for a file of them."""
     import click
 
+    from artsy_ext.data import BUILT_IN
     from artsy_ext.learner.config import read_toml, settings
 
     def read(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
@@ -182,8 +183,11 @@ def _setting_options(demo: bool) -> list[click.Parameter]:
             values = read_toml(path)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
+        except OSError as error:
+            raise click.UsageError(f"config: {path} can't be read: {error.strerror}") from error
         # What click takes for an option that is not given.
-        context.default_map = {k: ",".join(v) if isinstance(v, list) else v for k, v in values.items()}
+        lists = {name: ",".join(value) or None for name, value in values.items() if isinstance(value, list)}
+        context.default_map = {**values, **lists}
 
     def split(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
         return None if value is None else [item.strip() for item in value.split(",")]
@@ -196,14 +200,14 @@ def _setting_options(demo: bool) -> list[click.Parameter]:
             expose_value=False,
             callback=read,
             metavar="FILE",
-            help="TOML file with settings; options go before it.",
+            help="TOML file with settings; options on the command line win.",
         )
     ]
     for name, setting in settings().items():
         names, more = [f"--{name.replace('_', '-')}", name], dict[str, Any]()
         kinds = [kind for kind in get_args(setting.type) or (setting.type,) if kind is not type(None)]
         if name == "data" and demo:
-            names, more = ["--stream", name], {"type": click.Choice(["digits", "rotated"])}
+            names, more = ["--stream", name], {"type": click.Choice(BUILT_IN)}
         elif setting.type is bool:
             names[0] += f"/--no-{names[0][2:]}"
         elif get_origin(setting.type) is Literal:

@@ -25,7 +25,9 @@ def versions() -> dict[str, str | None]:
         "artsy_ext": _version("artsy_ext"),
         # With the local part (+cpu, +cu130), which the package's metadata may lack.
         "torch": torch.__version__,
+        "torchvision": _version("torchvision"),
         "timm": _version("timm"),
+        "pillow": _version("pillow"),
         "numpy": _version("numpy"),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -8,10 +8,12 @@ into tasks.
 """
 
 from artsy_ext.data.images import Images, ImageSet
-from artsy_ext.data.sources import SOURCES, Source, check_source, load_source
+from artsy_ext.data.sources import BUILT_IN, FOLDER, SOURCES, Source, check_source, load_source
 from artsy_ext.data.streams import Stream, Task, class_incremental, task_sizes
 
 __all__ = [
+    "BUILT_IN",
+    "FOLDER",
     "SOURCES",
     "ImageSet",
     "Images",

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from artsy_ext.data.images import ImageSet
-from artsy_ext.data.sources import FOLDER, Source, Track
+from artsy_ext.data.images import ImageSet, Track
+from artsy_ext.data.sources import FOLDER, Source
 
 __all__ = ["folder_source"]
 
@@ -69,7 +69,8 @@ def folder_source(path: Path, track: Track) -> Source:
     # Every folder is listed before the first file is opened: the cheap errors come first.
     listed = [_listed(part, classes) for part in parts]
     sets = [_checked(part, *files, track) for part, files in zip(parts, listed, strict=True)]
-    name = FOLDER + (Path(os.path.abspath(path)).name or str(path))
+    # Tables and pictures can't show a name that is not text.
+    name = FOLDER + os.fsencode(Path(os.path.abspath(path)).name or str(path)).decode(errors="replace")
     return Source(name, tuple(classes), train=sets[0], test=sets[1] if len(sets) == 2 else None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,6 +14,14 @@ from torch.utils.data import Dataset
 __all__ = ["ImageSet", "Images", "digest_of"]
 
 Transform = Callable[[Any], Tensor]
+
+# Wraps a loop for a progress bar: the items, and what stands before the bar.
+Track = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+def untracked(items: Iterable[Any], description: str) -> Iterable[Any]:
+    """A `Track` without a bar."""
+    return items
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,15 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from artsy_ext.data.images import Images, ImageSet, Transform
+from artsy_ext.data.images import Images, ImageSet, Track, Transform, untracked
 from artsy_ext.data.streams import Stream, class_incremental, task_sizes
 
-__all__ = ["SOURCES", "Source", "Track", "check_source", "load_source"]
+__all__ = ["BUILT_IN", "FOLDER", "SOURCES", "Source", "check_source", "load_source"]
 
 TEST_FRACTION = 0.3
-
-# Wraps a loop over files for a progress bar: their paths, and what stands before the bar.
-Track = Callable[[Sequence[str], str], Iterable[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +59,7 @@ class Source:
         for name, count in zip(self.class_names, counts, strict=True):
             if count < 2:
                 raise ValueError(
-                    f"{self.name}: class {name!r} must have at least 2 images, one of them to test, got {count}"
+                    f"data: {self.name}: class {name!r} must have at least 2 images, one of them to test, got {count}"
                 )
         objects = len(self.train) // self.renderings
         labels = self.train.labels[:objects]
@@ -174,6 +171,10 @@ SOURCES: dict[str, _Named] = {
 }
 
 FOLDER = "folder:"
+"""What stands before the path of a user's own images."""
+
+BUILT_IN = ("digits", "rotated")
+"""Sources that need no files."""
 
 
 def check_source(name: str) -> None:
@@ -185,7 +186,7 @@ def check_source(name: str) -> None:
     raise ValueError(f"data: {name!r} is not known; {suggestion}(known: {', '.join(SOURCES)}, {FOLDER}PATH)")
 
 
-def load_source(name: str, *, data_dir: str | Path = "data", track: Track | None = None) -> Source:
+def load_source(name: str, *, data_dir: str | Path = "data", track: Track = untracked) -> Source:
     """The source of a name, every image of it checked.
 
     Args:
@@ -199,7 +200,6 @@ def load_source(name: str, *, data_dir: str | Path = "data", track: Track | None
         OSError: the data are not there and can't be downloaded, or can't be read.
     """
     check_source(name)
-    track = track or (lambda items, description: items)
     if name.startswith(FOLDER):
         from artsy_ext.data.folder import folder_source
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from artsy_ext.data.images import Images
+from artsy_ext.data.images import Images, Track, untracked
 
 __all__ = ["Stream", "Task", "class_incremental", "task_sizes"]
 
@@ -47,16 +47,17 @@ class Stream:
         """C, over all tasks."""
         return len(self.class_names)
 
-    def hold(self, limit: int = 2**30) -> Stream:
+    def hold(self, limit: int = 2**30, track: Track = untracked) -> Stream:
         """The same with its images read and transformed once, if together they take at most `limit` bytes.
 
-        Else itself: images are read and transformed each time they are asked for.
+        Else itself: images are read and transformed each time they are asked for. track: wraps the loop over the tasks.
         """
-        parts = [part for task in self.tasks for part in (task.train, task.test)]
-        image = parts[0][0][0]
-        if sum(map(len, parts)) * image.numel() * image.element_size() > limit:
+        image = self.tasks[0].train[0][0]
+        count = sum(len(task.train) + len(task.test) for task in self.tasks)
+        if count * image.numel() * image.element_size() > limit:
             return self
-        return replace(self, tasks=tuple(replace(t, train=t.train.hold(), test=t.test.hold()) for t in self.tasks))
+        tasks = track(self.tasks, "reading images")
+        return replace(self, tasks=tuple(replace(t, train=t.train.hold(), test=t.test.hold()) for t in tasks))
 
 
 def task_sizes(

@@ -25,15 +25,15 @@ from torch import Tensor
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import check_integrity, extract_archive
 
-from artsy_ext.data.images import ImageSet, digest_of
-from artsy_ext.data.sources import Source, Track
+from artsy_ext.data.images import ImageSet, Track, digest_of, untracked
+from artsy_ext.data.sources import Source
 
 __all__ = ["torchvision_source"]
 
 _TIMEOUT = 20.0  # seconds without an answer
 
 
-def torchvision_source(name: str, data_dir: Path, track: Track | None = None) -> Source:
+def torchvision_source(name: str, data_dir: Path, track: Track = untracked) -> Source:
     """A data set of torchvision, with its own training and test images.
 
     Args:
@@ -51,7 +51,7 @@ def torchvision_source(name: str, data_dir: Path, track: Track | None = None) ->
     data_dir = data_dir.expanduser()
     read, dataset, increment = _DATASETS[name]
     try:
-        train, test, classes = read(name, dataset, data_dir, track or (lambda items, description: items))
+        train, test, classes = read(name, dataset, data_dir, track)
     except OSError as error:
         if error.strerror is None:
             raise

@@ -58,6 +58,7 @@ class ArtsyClassifier:
     Attributes:
         classes_: labels in the order in which they were learned.
         task_of_class_: [C] the task of each of them.
+        class_names_: [C] what people call them; None unless somebody sets it. Saved.
         network_: the `ArtsyNetwork`, from the first task on.
         statistics_: the `ClassStatistics` that are kept of the tasks.
         seconds_: training time so far: E0's "features", "subnetworks", "prototypes" and "synapses". Not saved.
@@ -82,6 +83,7 @@ class ArtsyClassifier:
         self.progress = progress or Progress.silent()
         self.classes_: list[int] = []
         self.task_of_class_: list[int] = []
+        self.class_names_: list[str] | None = None
         self.network_: ArtsyNetwork | None = None
         self.statistics_: ClassStatistics
         self.seconds_ = {"features": 0.0, "subnetworks": 0.0, "prototypes": 0.0, "synapses": 0.0}
@@ -92,7 +94,7 @@ class ArtsyClassifier:
                 f"got {' and '.join(str(list(s.shape)) for s in statistics)}"
             )
         self._whitening = None if statistics is None else self._new_whitening(*statistics)
-        self._trainer = subnetwork_trainer or self._train_subnetwork
+        self.subnetwork_trainer = subnetwork_trainer
 
     @property
     def num_tasks(self) -> int:
@@ -131,7 +133,7 @@ class ArtsyClassifier:
         y = (first + torch.searchsorted(names, labels)).to(self.vit.device)
 
         seconds = dict(self.seconds_)
-        subnetwork, training = self._trainer(dataset, names, task)
+        subnetwork, training = (self.subnetwork_trainer or self._train_subnetwork)(dataset, names, task)
         seconds["subnetworks"] += training
 
         if features is None:
@@ -216,6 +218,7 @@ class ArtsyClassifier:
             "backbone": self.vit.fingerprint(),
             "classes": self.classes_,
             "task_of_class": self.task_of_class_,
+            "class_names": self.class_names_,
             "config": asdict(self.config),
         }
         with replacing(path) as folder:
@@ -260,7 +263,10 @@ class ArtsyClassifier:
         D = classifier.vit.dim
         classifier._whitening = classifier._new_whitening(torch.zeros(D), torch.eye(D))
         network, statistics = classifier._new_network(torch.empty(0, D), torch.empty(0))
-        weights = (path / "model.safetensors").read_bytes()
+        try:
+            weights = (path / "model.safetensors").read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"load: {path} is not complete: there is no model.safetensors") from None
         if _sha256(weights) != facts["weights"]:
             raise ValueError(f"load: {path / 'model.safetensors'} is damaged: its checksum does not match")
         device = classifier.vit.device
@@ -274,6 +280,7 @@ class ArtsyClassifier:
         )
         classifier.network_, classifier.statistics_ = network, statistics
         classifier.classes_, classifier.task_of_class_ = facts["classes"], facts["task_of_class"]
+        classifier.class_names_ = facts["class_names"]
         return classifier
 
     def _new_network(self, h0: Tensor, y: Tensor) -> tuple[ArtsyNetwork, ClassStatistics]:

@@ -96,7 +96,7 @@ def run_experiment(
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     classifier: ArtsyClassifier | None = None
     for seed in progress.track(seeds, "seeds"):
-        data = build_stream(seed).hold()
+        data = build_stream(seed).hold(track=progress.track)
         context = SeedContext(data, features, statistics, config, seed, progress)
         # Methods draw from generators of their own; this is for what they call.
         with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -105,9 +105,14 @@ def run_experiment(
                 measured[name].append(measurement)
         if classifier is None and "artsy" in names:
             classifier = context.classifier("stdp")
+            classifier.class_names_ = list(data.class_names)
+        name = data.name
+        # The images of this seed need not wait in memory for those of the next; the classifier kept is not their owner.
+        context.release()
+        del context, data
 
     results = build_results(
-        data.name,
+        name,
         seeds,
         {**(arguments or {}), "config": asdict(config)},
         {name: {"summary": METHODS[name].summary, **aggregate(measured[name])} for name in names},
@@ -116,13 +121,18 @@ def run_experiment(
 
 
 def evaluate(classifier: ArtsyClassifier, stream: Stream, features: Features, progress: Progress) -> dict[str, Any]:
-    """Ask a classifier that has learned the stream about its test samples, as `run_experiment` does after the last.
+    """Ask a classifier about the test samples of its tasks, as `run_experiment` does after the last one.
+
+    Args:
+        classifier: has learned the stream's classes, under the stream's labels.
+        stream: its training images are not looked at.
+        features: of the classifier's E0.
+        progress: where bars are shown.
 
     Returns:
         `last_accuracy`, `accuracy` (of each task, %), `synapses`, `seconds` and `images_per_second`, as in results.json
         but plain numbers.
     """
-    stream = stream.hold()
     context = SeedContext(stream, features, None, classifier.config, classifier.seed, progress)
     context.adopt(classifier)
     name = "artsy" if classifier.synapse == "stdp" else "artsy-mlp"

@@ -119,6 +119,11 @@ class SeedContext:
         """[n, D]: E0's features on its device."""
         return self.features.h0(images).to(self.device)
 
+    def release(self) -> None:
+        """Lets go of the stream: classifiers that go on from here train their sub-networks themselves."""
+        for classifier in self._classifiers.values():
+            classifier.subnetwork_trainer = None
+
     def adopt(self, classifier: ArtsyClassifier) -> None:
         """Takes one that has learned already for the one with its kind of synapses."""
         self._classifiers[classifier.synapse] = classifier
@@ -316,7 +321,8 @@ class _LDA(_Baseline):
 
     def predict(self, batch: Batch) -> Prediction:
         shared = self.covariances / len(self.means)
-        identity = torch.eye(len(shared), device=self.device) * shared.diagonal().mean()
+        # Classes of a single sample have no covariance: nearest class mean then.
+        identity = torch.eye(len(shared), device=self.device) * shared.diagonal().mean().clamp(min=1e-12)
         shared = (1 - self.shrinkage) * shared + self.shrinkage * identity
         directions = torch.linalg.solve(shared, self.means.t())
         logits = batch.h0 @ directions - (self.means.t() * directions).sum(0) / 2

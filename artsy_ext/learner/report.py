@@ -116,7 +116,7 @@ def print_evaluation(evaluation: Mapping[str, Any], console: Console) -> None:
     """Print one row per task: its classes, the accuracy on them, and what the synapses did.
 
     Args:
-        evaluation: what `artsy_ext.learner.run.evaluate_run` returned.
+        evaluation: what `artsy_ext.learner.run.FinishedRun.evaluate` returned.
         console: where to print.
     """
     synapses, tasks = evaluation["synapses"], range(len(evaluation["accuracy"]))
@@ -158,20 +158,21 @@ def read_results(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder holds no run.
-        ValueError: the file is damaged, or of a newer version than this package reads.
+        ValueError: the file is damaged, or of another version than this package reads.
     """
     path = folder / "results.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run: there is no {path.name}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = content["schema_version"]
+        if version == SCHEMA_VERSION:
+            content["arguments"]["config"], content["methods"]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from None
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path} has schema version {version}, this version of artsy_ext reads {SCHEMA_VERSION}")
-    found: dict[str, Any] = content
-    return found
+    return content
 
 
 def check_output(output: Path, overwrite: bool = False) -> None:

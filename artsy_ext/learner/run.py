@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from artsy_ext.data import Source, Stream, check_source, load_source
+from artsy_ext.data import BUILT_IN, FOLDER, Images, Source, Stream, Task, check_source, load_source
 from artsy_ext.learner.backbones import Backbone, check_backbone, open_backbone
 from artsy_ext.learner.classifier import ArtsyClassifier
 from artsy_ext.learner.config import RunConfig, read_toml
@@ -58,8 +58,14 @@ class Run:
         check_source(config.data)
         check_backbone(config.backbone)
         check_output(output, overwrite)
+        if _lies_in(output, config.data):
+            raise ValueError(f"output: {output} must not lie in the folder of the data")
         self.class_order = None if config.class_order is None else _read_class_order(Path(config.class_order))
-        self.config = replace(config, methods=methods, threads=config.threads or _default_threads(config.backbone))
+        self.config = config = replace(
+            _with_absolute_paths(config),
+            methods=methods,
+            threads=config.threads or _default_threads(config.backbone),
+        )
         self.source = load_source(config.data, data_dir=config.data_dir, track=self.progress.track)
         self.class_names = self.stream(0).class_names  # fails where classes and tasks do not fit
         self.backbone = open_backbone(config.backbone)
@@ -92,7 +98,7 @@ class Run:
                 self.progress,
                 arguments={
                     "run": config.to_mapping(learner=False),
-                    "data": {"images": _digests(self.source), "class_order": self.class_names},
+                    "images": _digests(self.source),
                 },
             )
 
@@ -106,18 +112,21 @@ class Run:
 
 
 class FinishedRun:
-    """A run folder, with the classifier in it and the data to ask it about.
+    """A run folder, with the classifier in it and the images to ask it about.
+
+    Without `data` these are the run's own test images. Of other data they are the test images too or, where these are
+    not set apart, all images: that the run has not seen them is for the caller to know.
 
     Args:
         folder: as `Run.train` wrote it.
         data: other data with the same class names; by default those of the run.
         data_dir: where torchvision's data sets are, if they have moved.
-        backbone: where E0's weights are, if they have moved.
+        backbone: the run's, with a weight file that has moved.
         cache_dir, progress: as for `Run`.
 
     Raises:
         ValueError: the folder's files are damaged, of a newer version or of another backbone, or the data have other
-            classes.
+            classes or, being the run's own, other images.
         OSError: the folder holds no run with a checkpoint, or data or weights are not there.
     """
 
@@ -132,22 +141,25 @@ class FinishedRun:
         progress: Progress | None = None,
     ) -> None:
         self.progress = progress or Progress.silent()
-        facts = read_results(folder)["arguments"]["data"]
+        results = read_results(folder)
         config = RunConfig.from_mapping(read_toml(folder / CONFIG))
-        given: dict[str, Any] = {"data": data, "data_dir": data_dir, "backbone": backbone}
-        self.config = config = replace(config, **{name: value for name, value in given.items() if value is not None})
         if not (folder / CHECKPOINT).is_dir():
             raise FileNotFoundError(f"{folder} has no checkpoint: artsy was not among the methods of the run")
+        if backbone is not None and backbone.partition(":")[0] != config.backbone.partition(":")[0]:
+            raise ValueError(f"backbone: the run has {config.backbone}, only its weight file may move, got {backbone}")
+        given: dict[str, Any] = {"data": data, "data_dir": data_dir, "backbone": backbone}
+        self.config = config = replace(config, **{name: value for name, value in given.items() if value is not None})
         check_source(config.data)
         check_backbone(config.backbone)
         opened = open_backbone(config.backbone)
         self.classifier = ArtsyClassifier.load(folder / CHECKPOINT, opened.model)
         source = load_source(config.data, data_dir=config.data_dir, track=self.progress.track)
-        other = sorted(set(source.class_names) ^ set(facts["class_order"]))
-        if other:
-            raise ValueError(f"data: {config.data} must have the classes of the run, but {other[0]!r} is in one alone")
-        self.same_images = _digests(source) == facts["images"]
-        self.stream = _stream(source, self.classifier.seed, opened, config, facts["class_order"])
+        self.same_images = _digests(source) == results["arguments"].get("images")
+        if data is None and not self.same_images:
+            raise ValueError(
+                f"data: {config.data} has changed since the run, so its test images are not known any more"
+            )
+        self.stream = _test_stream(source, self.classifier, opened, every_image=not self.same_images)
         self.features = Features(self.classifier.vit, cache_dir, self.progress)
 
     def evaluate(self) -> dict[str, Any]:
@@ -182,16 +194,65 @@ def _stream(
     )
 
 
+def _test_stream(source: Source, classifier: ArtsyClassifier, backbone: Backbone, *, every_image: bool) -> Stream:
+    """The tasks of a classifier with a source's test images, and no training images.
+
+    every_image: where the source has no test images, take all instead of those that the seed sets apart.
+    """
+    names = classifier.class_names_ or []
+    for name in sorted({*names} ^ {*source.class_names}):
+        lacking = "the run" if name in source.class_names else source.name
+        raise ValueError(f"data: {source.name} must have the classes of the run, but {lacking} has no {name!r}")
+    images = source.test or source.train
+    indices = torch.arange(len(images))
+    if source.test is None and not every_image:
+        indices = source.split(classifier.seed)[1]
+    labels = torch.tensor([names.index(name) for name in source.class_names])[images.labels[indices]]
+    none = Images(images, torch.arange(0), transform=backbone.transform)
+    tasks = []
+    for t in range(classifier.num_tasks):
+        classes = tuple(c for c, task in enumerate(classifier.task_of_class_) if task == t)
+        chosen = torch.isin(labels, torch.tensor(classes))
+        tasks.append(Task(classes, none, Images(images, indices[chosen], labels[chosen], backbone.transform)))
+    return Stream(source.name, tuple(tasks), tuple(names))
+
+
 def _digests(source: Source) -> list[str]:
     return [images.digest for images in (source.train, source.test) if images is not None]
 
 
 def _read_class_order(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"class_order: {path} is no text file: {error}") from None
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"class_order: {path} can't be read as a text file: {reason}") from None
     return [line.strip() for line in lines if line.strip()]
+
+
+def _folder_of(data: str) -> Path | None:
+    """The path of folder:PATH."""
+    return Path(data.removeprefix(FOLDER)).expanduser().resolve() if data.startswith(FOLDER) else None
+
+
+def _lies_in(output: Path, data: str) -> bool:
+    folder = _folder_of(data)
+    return folder is not None and output.resolve().is_relative_to(folder)
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The paths that a run folder notes mean the same wherever it is opened."""
+    changes: dict[str, Any] = {}
+    if folder := _folder_of(config.data):
+        changes["data"] = f"{FOLDER}{folder}"
+    elif config.data not in BUILT_IN:
+        changes["data_dir"] = str(Path(config.data_dir).expanduser().resolve())
+    if config.class_order is not None:
+        changes["class_order"] = str(Path(config.class_order).resolve())
+    name, _, weights = config.backbone.partition(":")
+    if weights not in ("", "random"):
+        changes["backbone"] = f"{name}:{Path(weights).expanduser().resolve()}"
+    return replace(config, **changes)
 
 
 def _default_threads(backbone: str) -> int:

@@ -9,12 +9,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from artsy_ext.data import Images
+from artsy_ext.info import versions
 from artsy_ext.learner.features import Features
 from artsy_ext.nn import RoutedViT
 
 
-def negated(image: Tensor) -> Tensor:
-    return -image
+class Negated:
+    def __call__(self, image: Tensor) -> Tensor:
+        return -image
+
+    def __repr__(self) -> str:
+        return "Negated()"
 
 
 class Counting(RoutedViT):
@@ -69,7 +74,7 @@ def test_other_images_transforms_and_backbones_have_features_of_their_own(
     other_pixels = images.tensors[0].clone()
     other_pixels[3, 0, 0, 0] += 1e-3
     Features(vit, tmp_path).h0(Images.of_tensors(other_pixels, images.labels))
-    Features(vit, tmp_path).h0(Images(images.source, images.indices, transform=negated))
+    Features(vit, tmp_path).h0(Images(images.source, images.indices, transform=Negated()))
     other_weights = build_vit()
     with torch.no_grad():
         other_weights.blocks[0].mlp.fc1.bias[0] += 1e-3
@@ -78,6 +83,22 @@ def test_other_images_transforms_and_backbones_have_features_of_their_own(
     other_heads.blocks[0].attn.num_heads, other_heads.blocks[0].attn.head_dim = 4, 4
     Features(RoutedViT(other_heads), tmp_path).h0(images)
     assert len(list((tmp_path / "features").iterdir())) == 5
+
+
+@pytest.mark.parametrize("fact", ["artsy_ext", "torch", "timm", "torchvision", "pillow", "processor"])
+def test_another_version_or_machine_has_features_of_its_own(
+    fact: str, vit: Counting, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Features(vit, tmp_path).h0(images)
+    changed = {**versions(), fact: "another"}
+    monkeypatch.setattr("artsy_ext.learner.features.versions", lambda: changed)
+    Features(vit, tmp_path).h0(images)
+    assert vit.passed == 2 * len(images)
+
+
+def test_a_transform_without_a_name_is_not_kept(vit: Counting, images: Images, tmp_path: Path) -> None:
+    Features(vit, tmp_path).h0(Images(images.source, images.indices, transform=lambda image: -image))
+    assert not (tmp_path / "features").exists()
 
 
 def test_labels_do_not_matter(vit: Counting, images: Images, tmp_path: Path) -> None:
@@ -108,7 +129,7 @@ def test_nothing_half_written(vit: Counting, images: Images, tmp_path: Path, mon
         raise OSError("disk full")
 
     monkeypatch.setattr("safetensors.torch.save_file", fails)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.warns(UserWarning, match=r"^cache_dir: features are not kept in .*: disk full$"):
         Features(vit, tmp_path).h0(images)
     assert list((tmp_path / "features").iterdir()) == []
 

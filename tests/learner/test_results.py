@@ -4,6 +4,7 @@ Methods here are fakes that answer from a table or from PyTorch's random state, 
 """
 
 import json
+from types import SimpleNamespace
 from typing import ClassVar, NamedTuple
 
 import jsonschema
@@ -59,8 +60,11 @@ class FakeContext(NamedTuple):
     seed: int
     progress: Progress
 
-    def classifier(self, synapse: str) -> str:
-        return f"{synapse} of seed {self.seed}"
+    def classifier(self, synapse: str) -> SimpleNamespace:
+        return SimpleNamespace(name=f"{synapse} of seed {self.seed}")
+
+    def release(self) -> None:
+        pass
 
 
 class FakeMethod:
@@ -232,7 +236,8 @@ def test_silent_fraction_may_be_undefined(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_classifier_of_the_first_seed_is_returned() -> None:
-    assert run(seeds=(3, 4)).classifier == "stdp of seed 3"
+    classifier = run(seeds=(3, 4)).classifier
+    assert classifier == SimpleNamespace(name="stdp of seed 3", class_names_=list("abcdef"))
     assert run(methods=("random",)).classifier is None
 
 

@@ -1,9 +1,12 @@
 """Runs as Python users start them: a folder of images nobody has seen, learned, written, opened and asked again."""
 
+import gc
 import json
+import os
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +17,21 @@ import pytest
 import torch
 from PIL import Image
 
-from artsy_ext.data import load_source
-from artsy_ext.learner import FinishedRun, LearnerConfig, Run, RunConfig
+from artsy_ext.data import Images, load_source
+from artsy_ext.learner import (
+    METHODS,
+    Features,
+    FinishedRun,
+    LearnerConfig,
+    Run,
+    RunConfig,
+    open_backbone,
+    run_experiment,
+)
 from artsy_ext.learner.config import read_toml
+from artsy_ext.learner.progress import Progress
 from artsy_ext.learner.results import schema, without_times
+from artsy_ext.nn import RoutedViT
 
 CLASSES = ("circle", "line", "plus", "star")
 FAST = LearnerConfig(epochs=2, stdp_epochs=2, mlp_steps=20)
@@ -70,7 +84,7 @@ def test_the_run_folder(finished: Path, config: RunConfig) -> None:
     jsonschema.validate(results, schema(), cls=jsonschema.Draft202012Validator)
     assert results["arguments"]["run"] == {**config.to_mapping(learner=False), "threads": 1}
     assert results["arguments"]["config"]["epochs"] == 2
-    assert sorted(results["arguments"]["data"]["class_order"]) == list(CLASSES)
+    assert len(results["arguments"]["images"]) == 1
     assert RunConfig.from_mapping(read_toml(finished / "config.toml")) == replace(config, threads=1)
 
 
@@ -107,11 +121,84 @@ def test_features_are_computed_once_and_used_by_the_evaluation(
     assert evaluation["last_accuracy"] == results_of(tmp_path / "run")["methods"]["artsy"]["last_accuracy"]["values"][0]
 
 
-def test_other_images_of_the_same_classes(finished: Path, tmp_path: Path) -> None:
-    other = draw_folder(tmp_path / "other", per_class=10, start=50)
-    evaluation = FinishedRun(finished, data=f"folder:{other}").evaluate()
+def test_all_other_images_of_the_same_classes_are_asked_about(finished: Path, tmp_path: Path) -> None:
+    other = draw_folder(tmp_path / "other", per_class=11, start=50)
+    (other / "star" / "zzz.png").write_bytes((other / "line" / next(os.walk(other / "line"))[2][0]).read_bytes())
+    run = FinishedRun(finished, data=f"folder:{other}")
+    assert sum(len(task.test) for task in run.stream.tasks) == 4 * 11 + 1
+    evaluation = run.evaluate()
     assert evaluation["same_images"] is False
     assert evaluation["last_accuracy"] >= 60
+
+
+def test_a_run_of_built_in_data_can_be_asked_about_a_folder(tmp_path: Path) -> None:
+    Run(RunConfig(methods=("artsy",), learner=FAST), tmp_path / "run").train()
+    source = load_source("digits").train
+    for index in range(40):
+        (tmp_path / "images" / str(int(source.labels[index]))).mkdir(parents=True, exist_ok=True)
+        pixels = (255 * source.images[index][0]).round().to(torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / "images" / str(int(source.labels[index])) / f"{index}.png")
+    evaluation = FinishedRun(tmp_path / "run", data=f"folder:{tmp_path / 'images'}").evaluate()
+    assert [len(classes) for classes in evaluation["classes"]] == [2] * 5
+    assert evaluation["last_accuracy"] >= 60
+
+
+def test_images_that_have_changed_are_not_taken_for_the_runs(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = draw_folder(tmp_path / "images", per_class=6)
+    Run(replace(config, data=f"folder:{images}", methods=("artsy",)), tmp_path / "run").train()
+    next((images / "line").iterdir()).unlink()
+    with pytest.raises(ValueError, match=r"^data: folder:.* has changed since the run"):
+        FinishedRun(tmp_path / "run")
+
+
+def test_paths_mean_the_same_from_anywhere(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_folder(tmp_path / "here" / "images", per_class=4)
+    monkeypatch.chdir(tmp_path / "here")
+    Run(replace(config, data="folder:images", methods=("artsy",)), Path("../run")).train()
+    monkeypatch.chdir(tmp_path)
+    assert FinishedRun(Path("run")).same_images
+
+
+def test_output_in_the_folder_of_images(config: RunConfig, tmp_path: Path) -> None:
+    images = draw_folder(tmp_path / "images", per_class=2)
+    with pytest.raises(ValueError, match=r"^output: .* must not lie in the folder of the data$"):
+        Run(replace(config, data=f"folder:{images}"), images / "run")
+
+
+def test_every_method_takes_classes_of_a_single_image(config: RunConfig, tmp_path: Path) -> None:
+    images = draw_folder(tmp_path / "images", per_class=2)  # one to learn from, one to be asked about
+    results = Run(replace(config, data=f"folder:{images}", methods=(), tasks=4), tmp_path / "run").train()
+    assert list(results["methods"]) == list(METHODS)
+
+
+def test_a_cache_that_cannot_be_written_does_not_end_the_run(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = Run(replace(config, methods=("simplecil",)), tmp_path / "run", cache_dir=tmp_path / "file" / "cache")
+    with pytest.warns(UserWarning, match="^cache_dir: features are not kept in "):
+        run.train()
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_the_classifier_does_not_hold_the_images(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Any] = []
+    hold = Images.hold
+    monkeypatch.setattr(Images, "hold", lambda images: held.append(weakref.ref(found := hold(images))) or found)
+    source, backbone = load_source(config.data), open_backbone("demo")
+    result = run_experiment(
+        lambda seed: source.stream(seed, backbone.transform, tasks=2),
+        Features(RoutedViT(backbone.model)),
+        backbone.statistics,
+        ["artsy"],
+        [0],
+        FAST,
+        Progress.silent(),
+    )
+    gc.collect()
+    assert result.classifier is not None
+    assert len(held) == 4
+    assert [reference() for reference in held] == [None] * 4
 
 
 def test_class_order_from_a_file(config: RunConfig, tmp_path: Path) -> None:
@@ -148,10 +235,22 @@ def flip(path: Path) -> None:
         (lambda f: (f / "results.json").write_text("{"), {}, ValueError, r"results\.json is damaged: "),
         (lambda f: (f / "results.json").write_text("[]"), {}, ValueError, r"results\.json is damaged: "),
         (
+            lambda f: (f / "results.json").write_text('{"schema_version": 2}'),
+            {},
+            ValueError,
+            r"results\.json is damaged",
+        ),
+        (
+            lambda f: (f / "checkpoint" / "model.safetensors").unlink(),
+            {},
+            FileNotFoundError,
+            r"checkpoint is not complete: there is no model\.safetensors",
+        ),
+        (
             lambda f: edit_json(f / "results.json", schema_version=99),
             {},
             ValueError,
-            r"results\.json has schema version 99, this version of artsy_ext reads 1",
+            r"results\.json has schema version 99, this version of artsy_ext reads 2",
         ),
         (lambda f: (f / "config.toml").write_text("data ="), {}, ValueError, r"config\.toml is no TOML file"),
         (lambda f: (f / "config.toml").unlink(), {}, FileNotFoundError, r"config\.toml"),
@@ -168,14 +267,20 @@ def flip(path: Path) -> None:
             break_nothing,
             {"backbone": "vit_tiny_patch16_224:random"},
             ValueError,
-            "load: backbone must be the one that .* was trained with",
+            "backbone: the run has demo, only its weight file may move, got vit_tiny_patch16_224:random",
+        ),
+        (
+            lambda f: edit_json(f / "checkpoint" / "model.json", backbone="0" * 64, checksum=None),
+            {},
+            ValueError,
+            r"model\.json is damaged",
         ),
         (break_nothing, {"backbone": "resnet"}, ValueError, "backbone: "),
         (
             break_nothing,
             {"data": "digits"},
             ValueError,
-            "data: digits must have the classes of the run, but '0'",
+            "data: digits must have the classes of the run, but the run has no '0'",
         ),
         (break_nothing, {"data": "nothing"}, ValueError, "data: 'nothing' is not known"),
     ],
