@@ -9,7 +9,7 @@ SEEDS ?= 1
 PYTEST_ARGS ?= -n auto
 
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp)
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h)
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench clean FORCE
 

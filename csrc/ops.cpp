@@ -50,8 +50,9 @@ STABLE_TORCH_LIBRARY(artsy, m) {
   define_differentiable(m, "stdp", "Tensor weight, " + spikes + ", *, " + rule, "(Tensor, " + traces + ")",
                         "Tensor[] grads");
   define(m, "stdp_", "Tensor(a!) weight, " + spikes + ", *, " + rule, "(" + traces + ")");
-  define(m, "stdp_consolidate", "Tensor weight, Tensor functional, " + spikes + ", *, float on, float off, " + rule,
-         "(Tensor, " + traces + ", Tensor)");
+  define_differentiable(m, "stdp_consolidate",
+                        "Tensor weight, Tensor functional, " + spikes + ", *, float on, float off, " + rule,
+                        "(Tensor, " + traces + ", Tensor)", "Tensor[] grads");
   define(m, "consolidate", "Tensor weight, Tensor functional, float on, float off", "Tensor");
 
   define_differentiable(m, "synapse_currents", "Tensor x, Tensor weight, Tensor? functional, Tensor bias", "Tensor");

@@ -4,7 +4,6 @@ import hashlib
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from artsy_ext.nn.bank import SubNetworkBank
@@ -25,6 +24,8 @@ class RoutedViT(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module) -> None:
+        from timm.models.vision_transformer import Block, VisionTransformer  # the rest of artsy_ext.nn needs torch only
+
         super().__init__()
         if not isinstance(backbone, VisionTransformer):
             raise TypeError(f"RoutedViT: backbone must be a timm VisionTransformer, got {type(backbone).__name__}")

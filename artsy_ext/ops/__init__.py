@@ -14,6 +14,7 @@ from artsy_ext.ops.plan_routes.routes import Routes
 from artsy_ext.ops.prototype_logits import prototype_logits
 from artsy_ext.ops.routed_adapter import routed_adapter
 from artsy_ext.ops.stdp import STDPRule, Traces, Triplet, stdp, stdp_, stdp_consolidate
+from artsy_ext.ops.stdp_conv import stdp_conv
 from artsy_ext.ops.synapse_currents import synapse_currents
 from artsy_ext.ops.synapse_scores import synapse_scores
 
@@ -32,6 +33,7 @@ __all__ = [
     "stdp",
     "stdp_",
     "stdp_consolidate",
+    "stdp_conv",
     "synapse_currents",
     "synapse_scores",
 ]

@@ -56,12 +56,6 @@ def register(
     _register_autocast(name, autocast)
 
 
-def register_composite(name: str, kernel: Kernel, *, autocast: Autocast = None) -> None:
-    """Registers `artsy::<name>` as a composition of other ops, which bring fake and gradient with them."""
-    _fragment.impl(name, kernel, "CompositeImplicitAutograd")
-    _register_autocast(name, autocast)
-
-
 def _register_gradient(name: str, op: Any, kernel: Kernel) -> None:
     backward = getattr(torch.ops.artsy, f"{name}_backward").default
     arguments = [a for a in op._schema.arguments if not a.kwarg_only]

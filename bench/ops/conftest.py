@@ -25,15 +25,19 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.fixture
-def interleaved(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
-    """`compare`, entered into the table; one call of each where benchmarks are disabled."""
-    quick: dict[str, Any] = {}
-    if request.config.getoption("benchmark_disable"):
-        quick = {"rounds": 1, "seconds": 0}
+def untimed(request: pytest.FixtureRequest) -> bool:
+    """Benchmarks are disabled: a case may be made smaller, it is only asked whether it runs and is right."""
+    return bool(request.config.getoption("benchmark_disable"))
 
-    def run(ours: Callable[[], object], peers: Mapping[str, Callable[[], object]]) -> Comparison:
+
+@pytest.fixture
+def interleaved(request: pytest.FixtureRequest, untimed: bool) -> Callable[..., Comparison]:
+    """`compare`, entered into the table; one call of each where benchmarks are disabled."""
+    quick: dict[str, Any] = {"rounds": 1, "seconds": 0} if untimed else {}
+
+    def run(ours: Callable[[], object], peers: Mapping[str, Callable[[], object]], **options: Any) -> Comparison:
         op, case = request.node.path.stem, request.node.callspec.id
-        return _comparisons.setdefault(f"{op} {case}", compare(ours, peers, **quick))
+        return _comparisons.setdefault(f"{op} {case}", compare(ours, peers, **{**options, **quick}))
 
     return run
 

@@ -32,6 +32,13 @@ def test_ops_load_torch_and_nothing_else_heavy() -> None:
     assert layers == {"ops", "_library"}
 
 
+def test_modules_load_without_the_packages_that_they_stand_in_for() -> None:
+    run = python("import json, sys, artsy_ext.nn; print(json.dumps(sorted(sys.modules)))")
+    assert run.returncode == 0, run.stderr
+    loaded = {name.partition(".")[0] for name in json.loads(run.stdout)}
+    assert not loaded.intersection((*HEAVY, "spikingjelly", "bindsnet", "norse"))
+
+
 @pytest.mark.parametrize("broken", [None, b"not a library"], ids=["missing", "damaged"])
 def test_a_library_that_does_not_load_says_what_to_do(tmp_path: Path, broken: bytes | None) -> None:
     copy = tmp_path / "artsy_ext"

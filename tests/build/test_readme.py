@@ -1,22 +1,28 @@
-"""What the README shows runs as it stands."""
+"""What the README and docs/stdp.md show runs as it stands."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[2]
+PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/stdp.md")}
+SNIPPETS = [
+    (page, *found)
+    for page, text in PAGES.items()
+    for found in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+]
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippet(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "number", "code"), SNIPPETS, ids=[f"{page}-{number}" for page, number, _ in SNIPPETS])
+def test_snippet(page: str, number: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(SNIPPETS[number], f"README.md, snippet {number}", "exec"), {})
+    exec(compile(code, f"{page}, snippet {number}", "exec"), {})
 
 
-def test_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[page])
     assert links
     for link in links:
-        assert (Path(__file__).parents[2] / link).exists(), link
+        assert ((ROOT / page).parent / link).exists(), link

@@ -1041,6 +1041,19 @@ def test_opcheck_stdp_consolidate(sample, layout):
     )
 
 
+def test_opcheck_stdp_consolidate_backward():
+    problem = SAMPLES["everything"]()
+    weight, *rest = flat(problem)
+    keywords = {**problem.rule.flatten(), "on": 0.4, "off": 0.2}
+    arguments = (weight, torch.rand_like(weight) < 0.5, *rest)
+    results = torch.ops.artsy.stdp_consolidate(*arguments, **keywords)
+    grads = [torch.ones_like(result) for result in results]
+    needs = [isinstance(a, Tensor) and a.is_floating_point() for a in arguments]
+    torch.library.opcheck(
+        torch.ops.artsy.stdp_consolidate_backward.default, (grads, *arguments), {**keywords, "needs": needs}
+    )
+
+
 @pytest.mark.parametrize("name", ["nearest", "everything"])
 def test_compile(name):
     """Without graph breaks, rule and traces passed in as they are; also with an amplitude that is learned."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from artsy_ext.ops._check import FLOATING, REAL, Check
-from artsy_ext.ops._register import Arguments, register, register_composite
+from artsy_ext.ops._register import Arguments, register
 from artsy_ext.ops.consolidate import check_state
 from artsy_ext.ops.stdp import reference
 from artsy_ext.ops.stdp.rule import STDPRule, Traces, Triplet
@@ -211,17 +211,34 @@ def _fake_in_place(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     return _fake(*args, **kwargs)[1:]
 
 
-def _stdp_consolidate(
+def _consolidate_arguments(
     weight: Tensor, functional: Tensor, *flat: Any, on: float, off: float, **rule: Any
-) -> tuple[Tensor, ...]:
-    _arguments("stdp_consolidate", weight, *flat, **rule)
+) -> Arguments:
+    (_, pre, post, stdp_rule), keywords = _arguments("stdp_consolidate", weight, *flat, **rule)
     check = Check("stdp_consolidate")
     check.tensor("weight", weight, "S J I")
     check_state(check, weight, functional, on, off)
-    new, *kept = torch.ops.artsy.stdp(weight, *flat, **rule)
-    return new, *kept, torch.ops.artsy.consolidate(new, functional, on, off)
+    return (weight, functional, pre, post, stdp_rule, on, off), keywords
+
+
+def _stdp_consolidate(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    weight, traces, functional = reference.stdp_consolidate(*args, **kwargs)
+    return (*_results(weight, traces), functional)
+
+
+def _fake_consolidate(
+    weight: Tensor, functional: Tensor, pre: Tensor, post: Tensor, rule: STDPRule, *_: Any, **keywords: Any
+) -> tuple[Tensor, ...]:
+    return (*_fake(weight, pre, post, rule, **keywords), torch.empty_like(functional))
 
 
 register("stdp", partial(_arguments, "stdp"), _stdp, _fake, differentiable=True, autocast="float32")
 register("stdp_", partial(_arguments, "stdp_"), _stdp_in_place, _fake_in_place, autocast="float32")
-register_composite("stdp_consolidate", _stdp_consolidate, autocast="float32")
+register(
+    "stdp_consolidate",
+    _consolidate_arguments,
+    _stdp_consolidate,
+    _fake_consolidate,
+    differentiable=True,
+    autocast="float32",
+)

@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from torch import Tensor
 
+from artsy_ext.ops.stdp.peers import PeerRules
+
 
 class Traces(NamedTuple):
     """What STDP carries from one call to the next.
@@ -47,10 +49,11 @@ class Triplet:
 
 
 @dataclass(frozen=True)
-class STDPRule:
+class STDPRule(PeerRules):
     """An STDP rule; `artsy_ext.ops.stdp` says what each step does with it.
 
-    Every combination is legal; a field that has no effect is ignored.
+    Every combination is legal; a field that has no effect is ignored. Rules of other packages by name: `spikingjelly`,
+    `bindsnet_postpre`, `bindsnet_weight_dependent`, `bindsnet_diehl_cook` and `norse`.
 
     Raises:
         ValueError: a word is unknown, a decay is outside [0, 1], a number is NaN, exponent < 0, w_min > w_max, or soft
