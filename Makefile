@@ -7,14 +7,17 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 OUTPUT ?= runs/demo
 SEEDS ?= 1
 PYTEST_ARGS ?= -n auto
+# The compiler of the CUDA kernels, as the extra `cuda` has it; like torch it must be there before the package is built.
+TOOLKIT ?= cuda-toolkit[nvcc,cccl,cudart]==13.*
 
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h)
+SOURCES := pyproject.toml setup.py CMakeLists.txt artsy_ext/_toolkit.py \
+  $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/cuda/*)
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean FORCE
+.PHONY: help demo test lint bench budget gpu-check clean FORCE
 
 help: ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.learn ## install into .venv and run the demo; SEEDS=3 for three seeds
 	$(BIN)/artsy demo --seeds $(SEEDS) --output $(OUTPUT) --overwrite
@@ -28,6 +31,13 @@ lint: $(VENV)/.dev ## ruff, clang-format and mypy over the tree
 bench: $(VENV)/.dev ## the op benchmarks
 	$(BIN)/pytest $(filter-out %/conftest.py,$(wildcard bench/ops/*.py))
 
+budget: $(VENV)/.dev ## write down what the GPU kernels need, after a change of one
+	$(BIN)/python tests/static/gate.py
+
+# With the Python that has a torch for this GPU, and without .venv: nothing is downloaded.
+gpu-check: ## on a machine with an NVIDIA GPU: build, test, sanitize, measure; GPU_CHECK="--steps build,kernels"
+	$(PYTHON) tests/gpu_check.py $(GPU_CHECK)
+
 clean: ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info artsy_ext/*.so $(VENV)/.learn $(VENV)/.dev
 
@@ -39,6 +49,11 @@ $(VENV)/.torch: $(if $(filter-out $(shell cat $(VENV)/.torch 2>/dev/null),$(TORC
 	$(BIN)/python -m pip install --quiet "setuptools>=77" cmake ninja pybind11
 	@echo $(TORCH) > $@
 
+$(VENV)/.cuda: $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet "$(TOOLKIT)"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.cuda
 $(VENV)/.learn $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$*]"
 	@touch $@

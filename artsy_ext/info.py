@@ -49,8 +49,10 @@ def collect() -> dict[str, Any]:
     """Everything that `artsy info` shows, ready for JSON.
 
     Returns:
-        `versions`; `library` (`path` of the compiled library or None, `build`: what it contains); `devices` (`cpu`
-        with the instruction set that PyTorch uses and the number of threads, and a list `cuda`); `missing` (as in
+        `versions`; `library` (`path` of the compiled library or None, `build`: what it contains); `cuda` (`path` of
+        the library with the CUDA kernels or None, `contains`: compiler and architectures, `missing`: why it is not
+        there or not used, and the command that changes that, or None); `devices` (`cpu` with the instruction set that
+        PyTorch uses, what the processor has and the number of threads, and a list `cuda`); `missing` (as in
         `missing_packages`).
     """
     import torch
@@ -63,6 +65,7 @@ def collect() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
+            "features": _cpu_features(),
         },
         "cuda": [
             {
@@ -76,6 +79,7 @@ def collect() -> dict[str, Any]:
     return {
         "versions": {**versions(), "cuda": torch.version.cuda},
         "library": {"path": None if path is None else str(path), "build": _library.build_info()},
+        "cuda": _cuda_ops(),
         "devices": devices,
         "missing": missing_packages(),
     }
@@ -92,9 +96,16 @@ def print_info(as_json: bool = False) -> None:
     path = info["library"]["path"]
     print(f"{'library':<12}{path or 'not built'}")
     for key, value in info["library"]["build"].items():
-        print(f"{'':<12}{key}: {value}")
+        if key != "cuda":
+            print(f"{'':<12}{key}: {value}")
+    cuda = info["cuda"]
+    print(f"{'cuda ops':<12}{cuda['path'] or 'not built'}")
+    for line in filter(None, (cuda["contains"], cuda["missing"])):
+        print(f"{'':<12}{line}")
     cpu = info["devices"]["cpu"]
-    print(f"{'cpu':<12}{cpu['capability']}, {cpu['cores']} cores, {cpu['threads']} threads")
+    print(
+        f"{'cpu':<12}{cpu['capability']}, {cpu['cores']} cores, {cpu['threads']} threads; {' '.join(cpu['features'])}"
+    )
     for index, device in enumerate(info["devices"]["cuda"]):
         gib = device["memory_bytes"] / 2**30
         print(f"{f'cuda:{index}':<12}{device['name']}, sm_{device['capability'].replace('.', '')}, {gib:.0f} GiB")
@@ -112,6 +123,26 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _cuda_ops() -> dict[str, str | None]:
+    import torch
+
+    from artsy_ext import _library, _toolkit
+
+    path = _library.cuda_library_path()
+    contains = missing = None
+    if path is not None:
+        contains = _library.build_info().get("cuda")
+        if torch.version.cuda is None:
+            missing = "not loaded: this torch is built without CUDA"
+    else:
+        try:
+            toolkit, why = _toolkit.choose("auto", torch.version.cuda)
+        except _toolkit.ToolkitError as error:
+            toolkit, why = None, str(error)
+        missing = f"{why}; to build: ARTSY_CUDA=1 pip install --no-build-isolation ." if toolkit else why
+    return {"path": None if path is None else str(path), "contains": contains, "missing": missing}
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -121,12 +152,19 @@ def _version(package: str) -> str | None:
 
 def _processor() -> str:
     # On Linux platform.processor() is empty or repeats the architecture.
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_features() -> list[str]:
+    """Of the instruction sets that kernels can choose at run time, those that this processor has."""
+    flags = _cpuinfo("flags").split()
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+
+
+def _cpuinfo(field: str) -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()
+    found = cpuinfo.exists() and re.search(rf"^{field}\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+    return found[1] if found else ""
 
 
 if __name__ == "__main__":

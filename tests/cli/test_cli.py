@@ -257,7 +257,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    for name in ("torch", "python", "processor", "library", "cpu"):
+    for name in ("torch", "python", "processor", "library", "cuda ops", "cpu"):
         assert f"\n{name} " in out
 
 

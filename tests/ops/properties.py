@@ -37,6 +37,11 @@ def laid_out(arguments: Any, layout: str) -> Any:
     return tree_map(lambda leaf: LAYOUTS[layout](leaf) if isinstance(leaf, Tensor) else leaf, arguments)
 
 
+def on(device: str, arguments: Any) -> Any:
+    """Arguments with every tensor on that device."""
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, arguments)
+
+
 def tensors(arguments: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from properties import assert_only_asked
+from properties import assert_only_asked, on
 from routing_cases import (
     DTYPES,
     HAND_MASK,
@@ -68,24 +68,25 @@ def table(dtype: torch.dtype, padding: int | None, names: tuple[str, ...]) -> di
 @pytest.mark.parametrize("op", [combine_routes, reference.combine_routes], ids=["op", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("padding", [None, 2])
-def test_table(op: Any, dtype: torch.dtype, padding: int | None) -> None:
+def test_table(op: Any, dtype: torch.dtype, padding: int | None, device: str) -> None:
     for names, expected in (
         (("y",), PLAIN),
         (("y", "weight"), WEIGHTED),
         (("y", "weight", "base"), WEIGHTED_ON_BASE),
     ):
-        arguments = table(dtype, padding, names)
-        assert torch.equal(op(**arguments), torch.tensor(expected, dtype=dtype))
+        arguments = on(device, table(dtype, padding, names))
+        expected = torch.tensor(expected, dtype=dtype, device=device)
+        assert torch.equal(op(**arguments), expected)
         # A row may be a number, or have any number of axes.
         number = {n: t[:, 1] if n in ("y", "base") else t for n, t in arguments.items()}
-        assert torch.equal(op(**number), torch.tensor(expected, dtype=dtype)[:, 1])
+        assert torch.equal(op(**number), expected[:, 1])
         axes = {n: t[:, None, :, None] if n in ("y", "base") else t for n, t in arguments.items()}
-        assert torch.equal(op(**axes), torch.tensor(expected, dtype=dtype)[:, None, :, None])
+        assert torch.equal(op(**axes), expected[:, None, :, None])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("padding", [None, 2])
-def test_table_of_gradients(dtype: torch.dtype, padding: int | None) -> None:
+def test_table_of_gradients(dtype: torch.dtype, padding: int | None, device: str) -> None:
     # For the gradient G = [1, 2], [3, 4], [5, 6] of the samples: y gets weight times the G of its sample, weight the
     # product of y and that G (1+4, 15+24, 25−36, 7+0), base G itself; padding 0.
     expected = {
@@ -93,46 +94,51 @@ def test_table_of_gradients(dtype: torch.dtype, padding: int | None) -> None:
         "weight": [5, 39, -11, 7],
         "base": [[1, 2], [3, 4], [5, 6]],
     }
-    arguments = table(dtype, padding, DIFFERENTIABLE)
+    arguments = on(device, table(dtype, padding, DIFFERENTIABLE))
     leaves = {name: arguments[name].requires_grad_() for name in DIFFERENTIABLE}
-    combine_routes(**arguments).backward(torch.tensor(expected["base"], dtype=dtype))
+    combine_routes(**arguments).backward(torch.tensor(expected["base"], dtype=dtype, device=device))
     for name, leaf in leaves.items():
         gradient = torch.zeros_like(leaf)
-        gradient[: len(expected[name])] = torch.tensor(expected[name])
+        gradient[: len(expected[name])] = torch.tensor(expected[name], device=device)
         assert torch.equal(leaf.grad, gradient), name
 
 
 @any_mask
 @pytest.mark.parametrize("padding", [None, 5])
 @pytest.mark.parametrize("given", [(), ("weight",), ("base",), ("weight", "base")])
-def test_equals_the_loop(mask: Tensor, padding: int | None, given: tuple[str, ...]) -> None:
+def test_equals_the_loop(mask: Tensor, padding: int | None, given: tuple[str, ...], device: str) -> None:
     arguments = example(mask, padding=padding, row=(2,))
     arguments |= {name: None for name in ("weight", "base") if name not in given}
-    expected = loop_combine(mask, arguments["y"], arguments["weight"], arguments["base"])
+    expected = loop_combine(mask, arguments["y"], arguments["weight"], arguments["base"]).to(device)
+    arguments = on(device, arguments)
     torch.testing.assert_close(combine_routes(**arguments), expected)
     torch.testing.assert_close(reference.combine_routes(**arguments), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_sums_in_fp32_from_the_lowest_sub_network_and_rounds_once(dtype: torch.dtype, weighted: bool) -> None:
+@pytest.mark.parametrize("D", [6, 8])  # 8 is read 16 bytes at a time
+def test_sums_in_fp32_from_the_lowest_sub_network_and_rounds_once(
+    dtype: torch.dtype, weighted: bool, D: int, device: str
+) -> None:
     mask = torch.rand(17, 200) < 0.7
-    arguments = example(mask, row=(6,), dtype=dtype) | {"base": None}
+    arguments = example(mask, row=(D,), dtype=dtype) | {"base": None}
     if not weighted:
         arguments["weight"] = None
-    expected = torch.zeros(17, 6)
+    expected = torch.zeros(17, D)
     for p, (b, _) in enumerate(pairs_of(mask)):
         row = arguments["y"][p].float()
         expected[b] += row if not weighted else row * arguments["weight"][p].float()
-    assert torch.equal(combine_routes(**arguments), expected.to(dtype))
+    assert torch.equal(combine_routes(**on(device, arguments)), expected.to(device, dtype))
 
 
 @pytest.mark.parametrize("row", [(0,), (3, 0), ()])
 @pytest.mark.parametrize("name", ["uniform", "silent", "0x4", "4x0", "0x0"])
 @pytest.mark.parametrize("padding", [None, 2])
-def test_empty(row: tuple[int, ...], name: str, padding: int | None) -> None:
+def test_empty(row: tuple[int, ...], name: str, padding: int | None, device: str) -> None:
     arguments = example(MASKS[name], padding=padding, row=row)
-    expected = loop_combine(MASKS[name], arguments["y"], arguments["weight"], arguments["base"])
+    expected = loop_combine(MASKS[name], arguments["y"], arguments["weight"], arguments["base"]).to(device)
+    arguments = on(device, arguments)
     leaves = [arguments[name].requires_grad_() for name in DIFFERENTIABLE]
     result = combine_routes(**arguments)
     torch.testing.assert_close(result, expected)
@@ -143,17 +149,44 @@ def test_empty(row: tuple[int, ...], name: str, padding: int | None) -> None:
     assert torch.equal(arguments["base"].grad, torch.ones_like(arguments["base"]))
 
 
-def test_overflow_is_nan() -> None:
+def test_overflow_is_nan(device: str) -> None:
     arguments = example(HAND_MASK)
     arguments |= {"routes": overflowed(HAND_MASK), "y": arguments["y"][:-1], "weight": arguments["weight"][:-1]}
+    arguments = on(device, arguments)
+    leaves = [arguments[name].requires_grad_() for name in DIFFERENTIABLE]
     for op in (combine_routes, reference.combine_routes):
-        assert op(**arguments).isnan().all()
+        result = op(**arguments)
+        assert result.isnan().all()
+        for gradient in torch.autograd.grad(result.sum(), leaves):
+            assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("D", [1, 7, 8, 16, 24, 264])
+@pytest.mark.parametrize("start", [0, 1])
+def test_every_row_length(dtype: torch.dtype, D: int, start: int, device: str) -> None:
+    # A GPU reads 16 bytes at a time where rows are multiples of them and begin at one: not behind a first element.
+    mask = torch.rand(9, 5) < 0.5
+    arguments = on(device, example(mask, row=(D,), dtype=dtype, padding=2))
+    for name in ("y", "base"):
+        tensor = arguments[name]
+        room = tensor.new_empty(start + tensor.numel())
+        arguments[name] = room[start:].view(tensor.shape).copy_(tensor).requires_grad_()
+        assert arguments[name].is_contiguous()
+    arguments["weight"].requires_grad_()
+    grad = torch.randn(9, D, dtype=dtype).to(device)
+    results = []
+    for op in (combine_routes, reference.combine_routes):
+        result = op(**arguments)
+        results.append([result, *torch.autograd.grad(result, [arguments[name] for name in DIFFERENTIABLE], grad)])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 @any_mask
-def test_promises(mask: Tensor) -> None:
+def test_promises(mask: Tensor, device: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        arguments = example(mask, dtype=dtype)
+        arguments = on(device, example(mask, dtype=dtype))
         assert_promises(combine_routes, arguments)
         assert_promises(combine_routes, arguments | {"weight": None})
         assert_promises(combine_routes, arguments | {"base": None})
@@ -161,17 +194,18 @@ def test_promises(mask: Tensor) -> None:
 
 @pytest.mark.parametrize("wanted", [*DIFFERENTIABLE, DIFFERENTIABLE])
 @pytest.mark.parametrize("padding", [None, 2])
-def test_gradcheck(wanted: Any, padding: int | None) -> None:
-    arguments = example(HAND_MASK, padding=padding, row=(2,))
+def test_gradcheck(wanted: Any, padding: int | None, device: str) -> None:
+    arguments = on(device, example(HAND_MASK, padding=padding, row=(2,)))
     used = int(arguments["routes"].offsets[-1])
     arguments["y"][used:] = arguments["weight"][used:] = 1  # gradcheck does not compare NaN
     gradcheck(combine_routes, arguments, [wanted] if isinstance(wanted, str) else wanted)
 
 
 @pytest.mark.parametrize("asked", [[0], *([i] for i in range(7, 9)), [0, *range(7, 9)]])
-def test_only_the_wanted_gradients_are_computed(asked: list[int]) -> None:
+def test_only_the_wanted_gradients_are_computed(asked: list[int], device: str) -> None:
     # Behind the first argument come the six tensors of the plan.
-    assert_only_asked("combine_routes", torch.ops.artsy.combine_routes, flat(example(HAND_MASK)), asked)
+    arguments = flat(on(device, example(HAND_MASK)))
+    assert_only_asked("combine_routes", torch.ops.artsy.combine_routes, arguments, asked)
 
 
 def test_autocast_follows() -> None:
@@ -227,8 +261,8 @@ def flat(arguments: dict[str, Any]) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize(("padding", "given"), [(None, ()), (2, ("weight", "base"))])
-def test_opcheck_combine_routes(padding: int | None, given: tuple[str, ...]) -> None:
-    arguments = example(HAND_MASK, padding=padding, dtype=torch.float32)
+def test_opcheck_combine_routes(padding: int | None, given: tuple[str, ...], device: str) -> None:
+    arguments = on(device, example(HAND_MASK, padding=padding, dtype=torch.float32))
     for name in ("weight", "base"):
         arguments[name] = arguments[name].requires_grad_() if name in given else None
     arguments["y"] = arguments["y"].transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
@@ -236,15 +270,15 @@ def test_opcheck_combine_routes(padding: int | None, given: tuple[str, ...]) -> 
 
 
 @pytest.mark.parametrize("needs", [[True] + [False] * 6 + [True] * 2, [False] * 7 + [True, False]])
-def test_opcheck_combine_routes_backward(needs: list[bool]) -> None:
-    arguments = example(HAND_MASK, padding=2, dtype=torch.float32)
+def test_opcheck_combine_routes_backward(needs: list[bool], device: str) -> None:
+    arguments = on(device, example(HAND_MASK, padding=2, dtype=torch.float32))
     backward = torch.ops.artsy.combine_routes_backward.default
     torch.library.opcheck(backward, (torch.ones_like(arguments["base"]), *flat(arguments)), {"needs": needs})
 
 
 @pytest.mark.parametrize("padding", [None, 2])
-def test_layout_is_as_announced(padding: int | None) -> None:
-    arguments = example(HAND_MASK, padding=padding)
+def test_layout_is_as_announced(padding: int | None, device: str) -> None:
+    arguments = on(device, example(HAND_MASK, padding=padding))
     assert_announced_layout(torch.ops.artsy.combine_routes, flat(arguments))
     needs = [True] + [False] * 6 + [True] * 2
     gradient = torch.ones_like(arguments["base"])

@@ -3,6 +3,7 @@
 import itertools
 from typing import Any
 
+import properties
 import pytest
 import torch
 import torch._functorch.config
@@ -57,13 +58,14 @@ PADDED = {"sample": [0, 2, 2, 0, 0, 0], "subnetwork": [0, 0, 1, 2, 0, 0], "order
 
 @COMPILED_AND_DEFINED
 @pytest.mark.parametrize(("capacity", "pairs"), [(None, EXACT), (4, EXACT), (6, PADDED)])
-def test_table(plan: Any, capacity: int | None, pairs: dict[str, list[int]]) -> None:
-    assert_plan(plan(HAND_MASK, capacity=capacity), pairs | HAND_PLAN)
+def test_table(plan: Any, capacity: int | None, pairs: dict[str, list[int]], device: str) -> None:
+    assert_plan(plan(HAND_MASK.to(device), capacity=capacity), pairs | HAND_PLAN)
 
 
 @any_mask
 @pytest.mark.parametrize("padding", [None, 0, 1, 40])
-def test_kernel_definition_and_loop_agree(mask: Tensor, padding: int | None) -> None:
+def test_kernel_definition_and_loop_agree(mask: Tensor, padding: int | None, device: str) -> None:
+    mask = mask.to(device)
     capacity = None if padding is None else len(pairs_of(mask)) + padding
     expected = loop_plan(mask, capacity)
     assert_plan(plan_routes(mask, capacity=capacity), expected)
@@ -71,10 +73,10 @@ def test_kernel_definition_and_loop_agree(mask: Tensor, padding: int | None) -> 
 
 
 @pytest.mark.parametrize("S", [*range(1, 18), 63, 64, 65])
-def test_every_column_count(S: int) -> None:
-    # The kernel reads eight columns at once, then the rest.
+def test_every_column_count(S: int, device: str) -> None:
+    # A kernel reads eight columns at once, or four, then the rest.
     for density in (0.05, 0.5):
-        mask = torch.rand(9, S) < density
+        mask = (torch.rand(9, S) < density).to(device)
         assert_plan(plan_routes(mask), loop_plan(mask))
 
 
@@ -88,24 +90,25 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_non_contiguous(view: str) -> None:
-    mask = VIEWS[view](torch.rand(13, 21) < 0.4)
+def test_non_contiguous(view: str, device: str) -> None:
+    mask = VIEWS[view]((torch.rand(13, 21) < 0.4).to(device))
     assert not mask.is_contiguous()
     assert_plan(plan_routes(mask), loop_plan(mask))
     assert_plan(reference.plan_routes(mask), loop_plan(mask))
 
 
 @any_mask
-def test_promises(mask: Tensor) -> None:
-    assert_promises(plan_routes, {"mask": mask.clone()})
-    assert_promises(plan_routes, {"mask": mask.clone(), "capacity": mask.numel() + 3})
+def test_promises(mask: Tensor, device: str) -> None:
+    mask = mask.to(device, copy=True)
+    assert_promises(plan_routes, {"mask": mask})
+    assert_promises(plan_routes, {"mask": mask, "capacity": mask.numel() + 3})
 
 
 @pytest.mark.parametrize("shape", EMPTY_MASKS)
 @pytest.mark.parametrize("capacity", [None, 0, 2])
-def test_empty(shape: tuple[int, int], capacity: int | None) -> None:
+def test_empty(shape: tuple[int, int], capacity: int | None, device: str) -> None:
     B, S = shape
-    routes = plan_routes(torch.ones(shape, dtype=torch.bool), capacity=capacity)
+    routes = plan_routes(torch.ones(shape, dtype=torch.bool, device=device), capacity=capacity)
     padding = capacity or 0
     assert routes.sample.tolist() == routes.subnetwork.tolist() == [0] * padding
     assert routes.order.tolist() == list(range(padding))
@@ -119,6 +122,35 @@ def test_capacity_too_small_is_refused_at_once() -> None:
         arguments = {"mask": HAND_MASK, "capacity": capacity}
         assert_refused(plan_routes, arguments, f"capacity must be {words}", f"got {capacity}")
     assert_refused(plan_routes, {"mask": HAND_MASK, "capacity": 3}, "number of functional pairs, 4,")
+
+
+@pytest.mark.parametrize("shape", [(130, 150), (65, 37), (2, 1100)])
+def test_more_than_a_tile(shape: tuple[int, int], device: str) -> None:
+    # The CUDA kernels cut the mask into tiles of 64 by 128 and scan 1024 numbers at once; a CPU reads it row by row.
+    mask = (torch.rand(shape) < 0.1).to(device)
+    properties.assert_same_bits(plan_routes(mask), reference.plan_routes(mask))
+
+
+@pytest.mark.parametrize("byte", [1, 2, 64, 128, 255])
+def test_any_byte_but_0_is_true(byte: int, device: str) -> None:
+    mask = (HAND_MASK.to(torch.uint8) * byte).view(torch.bool).to(device)
+    assert_plan(plan_routes(mask), EXACT | HAND_PLAN)
+
+
+@any_mask
+def test_overflow_on_a_gpu(mask: Tensor, gpu: str) -> None:
+    # Nothing waits for the device: the pairs that fit, the true counts, valid indices, and the mark.
+    mask = mask.to(gpu)
+    capacity = max(0, len(pairs_of(mask)) - 3)
+    routes, expected = plan_routes(mask, capacity=capacity), reference.plan_routes(mask, capacity=capacity)
+    assert bool(routes.overflow) == (capacity < len(pairs_of(mask)))
+    for name in ("sample", "subnetwork", "offsets", "sample_offsets", "overflow"):
+        assert torch.equal(getattr(routes, name), getattr(expected, name)), name
+    assert routes.order.sort().values.tolist() == list(range(capacity))
+    if routes.overflow:
+        with pytest.raises(ValueError, match="capacity must be at least"):
+            routes.check()
+        assert combine_routes(torch.ones(capacity, 3, device=gpu), routes).isnan().all()
 
 
 def test_definition_marks_overflow() -> None:
@@ -160,8 +192,8 @@ def test_autocast_leaves_the_plan_alone() -> None:
 
 @pytest.mark.parametrize("capacity", [None, 4, 7])
 @pytest.mark.parametrize("mask", [HAND_MASK, HAND_MASK.t(), torch.ones(0, 3, dtype=torch.bool)])
-def test_opcheck_plan_routes(mask: Tensor, capacity: int | None) -> None:
-    torch.library.opcheck(torch.ops.artsy.plan_routes.default, (mask, capacity))
+def test_opcheck_plan_routes(mask: Tensor, capacity: int | None, device: str) -> None:
+    torch.library.opcheck(torch.ops.artsy.plan_routes.default, (mask.to(device), capacity))
 
 
 # The chain as a network runs it.

@@ -1,0 +1,4 @@
+__global__ void unused_variable_kernel(float* x) {
+  int unused = 3;
+  x[threadIdx.x] = 0;
+}
