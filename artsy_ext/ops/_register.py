@@ -21,6 +21,20 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Autocast = Literal["lower", "float32"] | None
 
 
+def call(op: Any, *args: Any, **kwargs: Any) -> Any:
+    """`op`, a member of torch.ops.artsy, of these arguments; what its kernel refuses is a ValueError.
+
+    Up to 2.14 PyTorch makes that of a kernel's std::invalid_argument, since 2.15 a RuntimeError.
+    """
+    try:
+        return op(*args, **kwargs)
+    except RuntimeError as error:
+        message = str(error)
+        if message.startswith(f"{op.__name__}: "):
+            raise ValueError(message) from None
+        raise
+
+
 def register(
     name: str,
     arguments: Callable[..., Arguments],

@@ -9,6 +9,7 @@ import torch
 
 from artsy_ext import ops
 from artsy_ext.ops import reference
+from artsy_ext.ops._register import call
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = (ROOT / "csrc" / "ops.cpp").read_text()
@@ -80,3 +81,20 @@ def test_opcheck_selects_every_op(op: str) -> None:
     checks = [body for body in text.split("\ndef ") if body.startswith("test_opcheck")]
     for name in [op, f"{op}_backward"] if op in DIFFERENTIABLE else [op]:
         assert any(f"torch.ops.artsy.{name}.default" in body for body in checks), name
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_what_a_kernel_refuses_is_a_value_error(error: type[Exception]) -> None:
+    def plan_routes(mask: object) -> None:
+        raise error(f"plan_routes: mask must be another, got {mask}")
+
+    with pytest.raises(ValueError, match=r"^plan_routes: mask must be another, got 1$"):
+        call(plan_routes, 1)
+
+
+def test_other_errors_stay() -> None:
+    def plan_routes() -> None:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match=r"^out of memory$"):
+        call(plan_routes)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from artsy_ext.ops._check import FLOATING, Check
-from artsy_ext.ops._register import Arguments, register
+from artsy_ext.ops._register import Arguments, call, register
 from artsy_ext.ops.combine_routes import reference
 from artsy_ext.ops.plan_routes.routes import Routes
 
@@ -28,7 +28,7 @@ def combine_routes(y: Tensor, routes: Routes, *, weight: Tensor | None = None, b
     Raises:
         ValueError: a rank, size, dtype or device disagrees.
     """
-    return torch.ops.artsy.combine_routes(y, *routes, weight, base)
+    return call(torch.ops.artsy.combine_routes, y, *routes, weight, base)
 
 
 def _arguments(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from artsy_ext.ops._check import REAL, Check
-from artsy_ext.ops._register import Arguments, register
+from artsy_ext.ops._register import Arguments, call, register
 from artsy_ext.ops.consolidate import reference
 
 
@@ -24,7 +24,7 @@ def consolidate(weight: Tensor, functional: Tensor, on: float, off: float) -> Te
     Raises:
         ValueError: a rank, size, dtype or device disagrees, or the thresholds do not satisfy 0 ≤ off ≤ on.
     """
-    return torch.ops.artsy.consolidate(weight, functional, on, off)
+    return call(torch.ops.artsy.consolidate, weight, functional, on, off)
 
 
 def check_state(check: Check, weight: Tensor, functional: Tensor, on: float, off: float) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from artsy_ext.ops._check import FLOATING, Check
-from artsy_ext.ops._register import Arguments, register
+from artsy_ext.ops._register import Arguments, call, register
 from artsy_ext.ops.encode_spikes import reference
 
 CODES = ("rate", "latency")
@@ -37,7 +37,7 @@ def encode_spikes(
     Raises:
         ValueError: x is not floating, steps or offset is negative, code or dtype is not one of the above.
     """
-    return torch.ops.artsy.encode_spikes(x, steps, code=code, seed=seed, offset=offset, dtype=dtype)
+    return call(torch.ops.artsy.encode_spikes, x, steps, code=code, seed=seed, offset=offset, dtype=dtype)
 
 
 def _arguments(

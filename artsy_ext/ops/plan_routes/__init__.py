@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from artsy_ext.ops._check import Check
-from artsy_ext.ops._register import Arguments, register
+from artsy_ext.ops._register import Arguments, call, register
 from artsy_ext.ops.plan_routes import reference
 from artsy_ext.ops.plan_routes.routes import Routes
 
@@ -24,7 +24,7 @@ def plan_routes(mask: Tensor, *, capacity: int | None = None) -> Routes:
         ValueError: mask is not a bool [B, S]; capacity is negative, or (on a CPU) smaller than the number of pairs.
             On a GPU `routes.overflow` is set instead, ops that use the plan return NaN, and `routes.check()` raises.
     """
-    return Routes(*torch.ops.artsy.plan_routes(mask, capacity))
+    return Routes(*call(torch.ops.artsy.plan_routes, mask, capacity))
 
 
 def _arguments(mask: Tensor, capacity: int | None = None) -> Arguments:

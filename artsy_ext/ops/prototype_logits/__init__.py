@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from artsy_ext.ops._check import FLOATING, Check
-from artsy_ext.ops._register import Arguments, register
+from artsy_ext.ops._register import Arguments, call, register
 from artsy_ext.ops.plan_routes.routes import Routes
 from artsy_ext.ops.prototype_logits import reference
 
@@ -43,8 +43,15 @@ def prototype_logits(
         ValueError: a rank, size, dtype or device disagrees, one base argument comes without the other, or reduce is
             unknown.
     """
-    return torch.ops.artsy.prototype_logits(
-        features, *routes, prototypes, weight, base_features, base_prototypes, reduce=reduce
+    return call(
+        torch.ops.artsy.prototype_logits,
+        features,
+        *routes,
+        prototypes,
+        weight,
+        base_features,
+        base_prototypes,
+        reduce=reduce,
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from artsy_ext.ops._check import FLOATING, Check
-from artsy_ext.ops._register import Arguments, register
+from artsy_ext.ops._register import Arguments, call, register
 from artsy_ext.ops.plan_routes.routes import Routes
 from artsy_ext.ops.routed_adapter import reference
 
@@ -43,8 +43,17 @@ def routed_adapter(
     Raises:
         ValueError: a rank, size, dtype or device disagrees, or activation is unknown.
     """
-    return torch.ops.artsy.routed_adapter(
-        x, *routes, down, down_bias, up, up_bias, base, scale=scale, activation=activation
+    return call(
+        torch.ops.artsy.routed_adapter,
+        x,
+        *routes,
+        down,
+        down_bias,
+        up,
+        up_bias,
+        base,
+        scale=scale,
+        activation=activation,
     )
 
 

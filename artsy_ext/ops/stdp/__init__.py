@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from artsy_ext.ops._check import FLOATING, REAL, Check
-from artsy_ext.ops._register import Arguments, register
+from artsy_ext.ops._register import Arguments, call, register
 from artsy_ext.ops.consolidate import check_state
 from artsy_ext.ops.stdp import reference
 from artsy_ext.ops.stdp.rule import STDPRule, Traces, Triplet
@@ -56,7 +56,7 @@ def stdp(
         ValueError: a rank, size, dtype or device disagrees, or traces lack what the rule keeps.
     """
     flat = _flatten("stdp", weight, pre, post, rule, traces, modulation, mask)
-    results = torch.ops.artsy.stdp(weight, *flat, **rule.flatten())
+    results = call(torch.ops.artsy.stdp, weight, *flat, **rule.flatten())
     return results[0], _traces(results[1:], rule)
 
 
@@ -78,7 +78,7 @@ def stdp_(
     if torch.is_grad_enabled() and weight.requires_grad:
         raise ValueError("stdp_: weight must not require grad, got requires_grad=True; use stdp, or torch.no_grad()")
     flat = _flatten("stdp_", weight, pre, post, rule, traces, modulation, mask)
-    results = torch.ops.artsy.stdp_(weight, *flat, **rule.flatten())
+    results = call(torch.ops.artsy.stdp_, weight, *flat, **rule.flatten())
     return weight, _traces(results, rule)
 
 
@@ -109,7 +109,7 @@ def stdp_consolidate(
         As `stdp` and `consolidate`.
     """
     flat = _flatten("stdp_consolidate", weight, pre, post, rule, traces, modulation, mask)
-    results = torch.ops.artsy.stdp_consolidate(weight, functional, *flat, on=on, off=off, **rule.flatten())
+    results = call(torch.ops.artsy.stdp_consolidate, weight, functional, *flat, on=on, off=off, **rule.flatten())
     return results[0], _traces(results[1:6], rule), results[6]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from artsy_ext.ops._check import FLOATING, Check
-from artsy_ext.ops._register import Arguments, register
+from artsy_ext.ops._register import Arguments, call, register
 from artsy_ext.ops.synapse_currents import reference
 
 
@@ -27,7 +27,7 @@ def synapse_currents(x: Tensor, weight: Tensor, functional: Tensor | None, bias:
     Raises:
         ValueError: a rank, size, dtype or device disagrees.
     """
-    return torch.ops.artsy.synapse_currents(x, weight, functional, bias)
+    return call(torch.ops.artsy.synapse_currents, x, weight, functional, bias)
 
 
 def _arguments(x: Tensor, weight: Tensor, functional: Tensor | None, bias: Tensor) -> Arguments:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from artsy_ext.ops._check import FLOATING, Check
-from artsy_ext.ops._register import Arguments, register
+from artsy_ext.ops._register import Arguments, call, register
 from artsy_ext.ops.synapse_scores import reference
 
 
@@ -21,7 +21,7 @@ def synapse_scores(features: Tensor, down: Tensor, down_bias: Tensor, up: Tensor
     Raises:
         ValueError: a rank, size, dtype or device disagrees.
     """
-    return torch.ops.artsy.synapse_scores(features, down, down_bias, up, up_bias)
+    return call(torch.ops.artsy.synapse_scores, features, down, down_bias, up, up_bias)
 
 
 def _arguments(features: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Arguments:
