@@ -116,7 +116,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def table(comparisons: Mapping[str, Comparison]) -> str:
-    """One line per case: times in µs, and ours over the best peer."""
+    """One line per case: times in µs, ours over the best peer, and the ratios to the others behind it."""
     lines = [
         f"{'':44} {'ours':>9} {'best peer':>9}   {'CPU time: ours / peer':24} {'wall':>6}   peer",
         f"{'':44} {'µs CPU':>9} {'µs CPU':>9}   {'median [20 %, 80 %]':24} {'ratio':>6}",
@@ -125,5 +125,7 @@ def table(comparisons: Mapping[str, Comparison]) -> str:
         peer, ratio = comparison.best, comparison.ratios[comparison.best]
         spread = f"{ratio.cpu:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
         ours, theirs = comparison.ours.cpu * 1e6, comparison.peers[peer].cpu * 1e6
-        lines.append(f"{case:44} {ours:9.1f} {theirs:9.1f}   {spread:24} {ratio.wall:6.3f}   {peer}")
+        others = "; ".join(f"{r.cpu:.3f} {name}" for name, r in comparison.ratios.items() if name != peer)
+        line = f"{case:44} {ours:9.1f} {theirs:9.1f}   {spread:24} {ratio.wall:6.3f}   {peer}"
+        lines.append(f"{line} ({others})" if others else line)
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from artsy_ext.nn.bank import SubNetworkBank
 from artsy_ext.nn.head import PrototypeHead
 from artsy_ext.nn.statistics import Whitening
 from artsy_ext.nn.synapses import SynapseBank
-from artsy_ext.nn.vit import RoutedViT
+from artsy_ext.nn.vit import FirstBlock, RoutedViT
 from artsy_ext.ops import plan_routes
 
 
@@ -40,22 +40,22 @@ class ArtsyNetwork(nn.Module):
             Sum of two cosines, in [−2, 2]; −inf for classes of silent sub-networks. A sample without a functional
             sub-network (`fallback="none"`) is answered by E0's prototypes alone.
         """
-        tokens, h0 = self.base(images)
+        first, h0 = self.base(images)
         if mask is None:
             mask = self.functional(h0)
-        return self.answer(tokens, h0, mask, capacity=capacity)
+        return self.answer(first, h0, mask, capacity=capacity)
 
-    def base(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """E0's look at the images: tokens [B, N, D] before its first block, and its features h0 [B, D]."""
-        tokens = self.vit.embed(images)
-        return tokens, self.vit.base_features(tokens)
+    def base(self, images: Tensor) -> tuple[FirstBlock, Tensor]:
+        """E0's look at the images: what it shares with the sub-networks, and its features h0 [B, D]."""
+        first = self.vit.first_block(self.vit.embed(images))
+        return first, self.vit.base_features(first)
 
     def functional(self, h0: Tensor) -> Tensor:
         """[B, D] -> [B, S] bool: the sub-networks that the synapses make functional."""
         return self.synapses.mask(self.whitening(h0))
 
-    def answer(self, tokens: Tensor, h0: Tensor, mask: Tensor, *, capacity: int | None = None) -> Tensor:
-        """Logits [B, C] from what `base` gave, running the sub-networks in mask [B, S]."""
+    def answer(self, tokens: Tensor | FirstBlock, h0: Tensor, mask: Tensor, *, capacity: int | None = None) -> Tensor:
+        """Logits [B, C], running the sub-networks in mask [B, S] on what `base` or `RoutedViT.embed` gave."""
         routes = plan_routes(mask, capacity=capacity)
         features = self.vit.subnetwork_features(tokens, self.bank, routes)
         logits = self.head(features, routes, h0)

@@ -1,13 +1,22 @@
 """RoutedViT: a frozen timm ViT (E0) that also runs as sub-networks, one pass over all functional pairs."""
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from artsy_ext.nn.bank import SubNetworkBank
 from artsy_ext.ops import Routes
+
+
+class FirstBlock(NamedTuple):
+    """What E0 and all sub-networks have in common: the first block up to the adapters, once per sample."""
+
+    attended: Tensor
+    """[B, N, D] the tokens after attention, which the first adapters read."""
+    output: Tensor
+    """[B, N, D] after the MLP: E0's output, to which the adapters add theirs."""
 
 
 class RoutedViT(nn.Module):
@@ -17,16 +26,23 @@ class RoutedViT(nn.Module):
 
     Args:
         backbone: a timm VisionTransformer with pre-norm blocks; anything in its classifier head is left out.
+        memory_limit: bytes that the activations of the pairs may take, about; more pairs than that allows are computed
+            in chunks. Without effect on what is kept for gradients, and in compiled and exported programs, where the
+            capacity of the plan is the limit.
 
     Raises:
         TypeError: backbone is no timm VisionTransformer, or its blocks are not the standard ones.
-        ValueError: backbone does not pool its tokens into one feature vector, or is not float32.
+        ValueError: backbone does not pool its tokens into one feature vector, or is not float32; memory_limit is not
+            positive.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, *, memory_limit: int = 1 << 30) -> None:
         from timm.models.vision_transformer import Block, VisionTransformer  # the rest of artsy_ext.nn needs torch only
 
         super().__init__()
+        if memory_limit <= 0:
+            raise ValueError(f"RoutedViT: memory_limit must be positive, got {memory_limit}")
+        self.memory_limit = memory_limit
         if not isinstance(backbone, VisionTransformer):
             raise TypeError(f"RoutedViT: backbone must be a timm VisionTransformer, got {type(backbone).__name__}")
         if type(backbone).forward_features is not VisionTransformer.forward_features:
@@ -91,26 +107,57 @@ class RoutedViT(nn.Module):
         v: Any = self.backbone
         return v.norm_pre(v.patch_drop(v._pos_embed(v.patch_embed(images))))
 
-    def base_features(self, tokens: Tensor) -> Tensor:
-        """h0 [B, D]: E0's features."""
-        return self._pool(self.backbone.blocks(tokens))
+    def first_block(self, tokens: Tensor) -> FirstBlock:
+        """[B, N, D] from `embed` -> the part of the first block that comes before any adapter."""
+        return FirstBlock(*_without_adapters(self.backbone.blocks[0], tokens))
 
-    def subnetwork_features(self, tokens: Tensor, bank: SubNetworkBank, routes: Routes) -> Tensor:
+    def base_features(self, tokens: Tensor | FirstBlock) -> Tensor:
+        """h0 [B, D]: E0's features, from `embed` or `first_block`."""
+        x = self._first(tokens).output
+        for block in self.backbone.blocks[1:]:
+            _, x = _without_adapters(block, x)
+        return self._pool(x)
+
+    def subnetwork_features(self, tokens: Tensor | FirstBlock, bank: SubNetworkBank, routes: Routes) -> Tensor:
         """[P, D]: for each functional pair the features of its sub-network; only these pairs are computed.
 
         Args:
-            tokens: [B, N, D] from `embed`.
+            tokens: of B samples, from `embed` or `first_block`.
             bank: S sub-networks for this backbone.
             routes: the plan for B samples and S sub-networks.
         """
-        x = tokens[routes.sample]
-        for block, adapters in zip(self.backbone.blocks, bank.adapters, strict=True):
-            b: Any = block
-            x = x + b.drop_path1(b.ls1(b.attn(b.norm1(x))))
-            x = adapters(x, routes, base=x + b.drop_path2(b.ls2(b.mlp(b.norm2(x)))))
+        first, pairs = self._first(tokens), routes.sample.shape[0]
+        if torch.compiler.is_compiling() or pairs <= (most := self._pairs_at_once(first)):
+            return self._run(first, bank, routes)
+        chunks = (routes.part(begin, min(begin + most, pairs)) for begin in range(0, pairs, most))
+        return torch.cat([self._run(first, bank, chunk) for chunk in chunks])
+
+    def _first(self, tokens: Tensor | FirstBlock) -> FirstBlock:
+        return tokens if isinstance(tokens, FirstBlock) else self.first_block(tokens)
+
+    def _pairs_at_once(self, first: FirstBlock) -> int:
+        _, N, D = first.output.shape
+        mlp: Any = self.backbone.blocks[0].mlp
+        hidden = max(layer.out_features for layer in mlp.modules() if isinstance(layer, nn.Linear))
+        # Residual stream, its sums and norms, queries, keys, values; the hidden layer before and after its activation.
+        bytes_per_pair = N * (8 * D + 2 * hidden) * first.output.element_size()
+        return max(1, self.memory_limit // bytes_per_pair)
+
+    def _run(self, first: FirstBlock, bank: SubNetworkBank, routes: Routes) -> Tensor:
+        x, base = first.attended[routes.sample], first.output[routes.sample]
+        for i, adapters in enumerate(bank.adapters):
+            if i:
+                x, base = _without_adapters(self.backbone.blocks[i], x)
+            x = adapters(x, routes, base=base)
         return self._pool(x)
 
     def _pool(self, x: Tensor) -> Tensor:
         v: Any = self.backbone
         pooled: Tensor = v.forward_head(v.norm(x), pre_logits=True)
         return pooled
+
+
+def _without_adapters(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A block's tokens after attention, and its output."""
+    x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+    return x, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))

@@ -111,6 +111,14 @@ class Check {
 
   int64_t size(char dimension) const { return sizes_[dimension - 'A']; }
 
+  // A size that an argument says in another way than by its shape.
+  void size(const std::string& name, int64_t value, char dimension) {
+    int64_t& size = sizes_[dimension - 'A'];
+    if (size < 0) size = value;
+    require(value == size,
+            name + " must agree with " + dimension + "=" + std::to_string(size) + ", got " + std::to_string(value));
+  }
+
  private:
   static std::string joined(std::initializer_list<std::string_view> forms) {
     std::string text;

@@ -20,7 +20,7 @@ namespace artsy::portable {
 #pragma GCC diagnostic pop
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #define ARTSY_VECTOR_BYTES 32
 namespace artsy::avx2 {
 #include ARTSY_KERNELS
@@ -29,7 +29,7 @@ namespace artsy::avx2 {
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define ARTSY_VECTOR_BYTES 64
 namespace artsy::avx512 {
 #include ARTSY_KERNELS

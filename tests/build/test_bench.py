@@ -87,6 +87,14 @@ def test_every_benchmark_runs() -> None:
         assert f"\n{Path(path).stem} " in run.stdout  # its line in the table of ratios
 
 
+def test_end_to_end_runs() -> None:
+    command = [sys.executable, "end_to_end.py", "--models", "vit_tiny_patch16_224", "--img-size", "32"]
+    options = ["--batch", "2", "--subnetworks", "3", "--rank", "8", "--rounds", "1"]
+    run = subprocess.run([*command, *options], cwd=BENCH, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("vit_tiny_patch16_224") == 3
+
+
 def test_make_bench_runs_every_benchmark() -> None:
     shown = subprocess.run(["make", "-n", "bench"], cwd=BENCH.parent, capture_output=True, text=True, check=True)
     named = {word for word in shown.stdout.split() if word.startswith("bench/")}

@@ -1,12 +1,13 @@
 """ArtsyNetwork: the parts put together equal a loop over samples and sub-networks, compiled or not."""
 
+import copy
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from artsy_ext.nn import (
     ArtsyNetwork,
@@ -164,6 +165,57 @@ def test_compiled_without_graph_breaks(network: ArtsyNetwork, images: Tensor, fa
             compiled(batch, capacity=capacity), network(batch, capacity=capacity), rtol=1e-4, atol=1e-4
         )
     torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_autocast(network: ArtsyNetwork, images: Tensor) -> None:
+    logits = network(images[:5], mask=MASK)
+    with torch.autocast("cpu", torch.bfloat16):
+        short = network(images[:5], mask=MASK)
+    assert torch.equal(short.isfinite(), logits.isfinite())
+    torch.testing.assert_close(short.float(), logits, rtol=0, atol=0.05)
+    assert not torch.equal(short.float(), logits)
+
+
+class WithCapacity(nn.Module):
+    def __init__(self, network: ArtsyNetwork, capacity: int) -> None:
+        super().__init__()
+        self.network, self.capacity = network, capacity
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images, capacity=self.capacity)
+
+
+@torch.no_grad()
+def test_exports(network: ArtsyNetwork, images: Tensor) -> None:
+    batch = torch.export.Dim("batch", min=2)
+    inference = WithCapacity(network.eval(), 2 * len(images))
+    program = torch.export.export(inference, (images[:6],), dynamic_shapes=({0: batch},))
+    for inputs in (images[:6], images.flip(0)[:11]):
+        torch.testing.assert_close(program.module()(inputs), inference(inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_of_the_whole_network(network: ArtsyNetwork, images: Tensor) -> None:
+    # Finite differences of the loss for one weight of an adapter, through everything behind it.
+    double = copy.deepcopy(network).double()
+    images = images[:5].double()
+
+    def loss() -> Tensor:
+        logits = double(images, mask=MASK)
+        return logits[logits.isfinite()].square().sum()
+
+    adapter, step = double.bank.adapters[0], 1e-5
+    for weight, at in ((adapter.down, (2, 1, 3)), (adapter.up, (0, 5, 2))):
+        weight.requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(), [weight])
+        with torch.no_grad():
+            weight[at] += step
+            above = loss()
+            weight[at] -= 2 * step
+            below = loss()
+            weight[at] += step
+        assert gradient[at].abs() > 1e-4
+        torch.testing.assert_close(gradient[at], (above - below) / (2 * step), rtol=1e-5, atol=1e-8)
 
 
 @torch.no_grad()

@@ -133,6 +133,57 @@ def test_padding_of_a_capacity_changes_nothing(
 
 
 @torch.no_grad()
+def test_chunks_change_nothing(
+    build_vit: Callable[..., VisionTransformer],
+    make_bank: Callable[..., SubNetworkBank],
+    images_for: Callable[[VisionTransformer, int], Tensor],
+) -> None:
+    backbone = build_vit()
+    mask = torch.rand(9, 4) < 0.6
+    pairs = int(mask.sum())
+    whole = RoutedViT(backbone)
+    bank, tokens = make_bank(whole, 4), whole.embed(images_for(backbone, 9))
+    expected = whole.subnetwork_features(tokens, bank, plan_routes(mask))
+    sizes: list[int] = []
+    bank.adapters[0].register_forward_hook(lambda _, args, y: sizes.append(len(y)))
+    for limit, at_once in ((1, 1), (40_000, 5), (1 << 30, pairs + 3)):
+        vit = RoutedViT(backbone, memory_limit=limit)
+        for padding in (0, 3):
+            sizes.clear()
+            features = vit.subnetwork_features(tokens, bank, plan_routes(mask, capacity=pairs + padding))
+            assert len(features) == sum(sizes) == pairs + padding
+            assert set(sizes[:-1]) <= {at_once}
+            assert sizes[-1] <= at_once
+            torch.testing.assert_close(features[:pairs], expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_first_block_runs_once_per_sample(
+    vit: RoutedViT,
+    make_bank: Callable[..., SubNetworkBank],
+    images_for: Callable[[VisionTransformer, int], Tensor],
+) -> None:
+    bank, rows = make_bank(vit, 3), []
+    handles = [
+        block.attn.register_forward_hook(lambda _, args, y: rows.append(len(y))) for block in vit.backbone.blocks
+    ]
+    tokens = vit.embed(images_for(vit.backbone, 4))
+    routes = plan_routes(torch.ones(4, 3, dtype=torch.bool))
+    first = vit.first_block(tokens)
+    shared = vit.base_features(first), vit.subnetwork_features(first, bank, routes)
+    assert rows == [4, 4, 12]  # the first block for both, the second for E0 and for every pair
+    alone = vit.base_features(tokens), vit.subnetwork_features(tokens, bank, routes)
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(shared, alone, rtol=0, atol=0)
+
+
+def test_a_memory_limit_that_is_none_is_refused(build_vit: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"^RoutedViT: memory_limit must be positive, got 0$"):
+        RoutedViT(build_vit(), memory_limit=0)
+
+
+@torch.no_grad()
 def test_no_pair_at_all(
     vit: RoutedViT,
     make_bank: Callable[..., SubNetworkBank],

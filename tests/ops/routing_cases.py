@@ -1,6 +1,7 @@
 """What the tests of the routed ops share: masks of every kind of routing, plans, and arguments gone wrong."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import properties
@@ -13,6 +14,12 @@ from artsy_ext.ops import Routes, plan_routes
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 EMPTY_MASKS = ((0, 4), (4, 0), (0, 0))
+
+# What ARTSY_CPU_ISA may name here, and None for what a kernel chooses by itself.
+ISAS = {"DEFAULT": ("portable",), "AVX2": ("portable", "avx2"), "AVX512": ("portable", "avx2", "avx512")}
+every_isa = pytest.mark.parametrize(
+    "isa", [None, *ISAS.get(torch.backends.cpu.get_cpu_capability(), ("portable",))], indirect=True
+)
 
 # The mask of all hand-made tables: sample 0 has sub-networks 0 and 2, sample 1 none, sample 2 has 0 and 1.
 HAND_MASK = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.bool)
@@ -114,6 +121,37 @@ def assert_announced_layout(op: Any, arguments: Sequence[Any], **keywords: Any) 
             fake = op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in given), **keywords)
         for found, announced in zip(properties.tensors(op(*given, **keywords)), properties.tensors(fake), strict=True):
             assert (found.shape, found.stride(), found.dtype) == (announced.shape, announced.stride(), announced.dtype)
+
+
+def with_gradients(op: Callable[..., Tensor], arguments: dict[str, Any], names: Sequence[str]) -> list[Tensor]:
+    """The result, and the gradients of the named arguments for a gradient of random numbers, the same at each call."""
+    leaves = {name: arguments[name].detach().requires_grad_() for name in names}
+    result = op(**(arguments | leaves))
+    ways = torch.randn(result.shape, generator=torch.Generator().manual_seed(7)).to(result.dtype)
+    return [result.detach(), *torch.autograd.grad(result, list(leaves.values()), ways.masked_fill(result.isinf(), 0))]
+
+
+def assert_near(found: Sequence[Tensor], exact: Sequence[Tensor], roundings: float) -> None:
+    """Within so many roundings of the largest value; computed in fp64, `exact` has no errors of its own."""
+    for ours, expected in zip(found, exact, strict=True):
+        assert torch.equal(ours.isinf(), expected.isinf())
+        ours, expected = ours.double().nan_to_num(neginf=0), expected.nan_to_num(neginf=0)
+        error, largest = (ours - expected).abs(), expected.abs().amax() if expected.numel() else torch.tensor(0.0)
+        assert (error <= roundings * largest).all(), f"{error.max()} of {largest}"
+
+
+def assert_same_on_every_thread_count(call: Callable[[], Any]) -> None:
+    """The same bits from one thread and from several, and where several Python threads call at once."""
+    expected = call()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(3):
+            properties.assert_same_bits(call(), expected)
+    finally:
+        torch.set_num_threads(1)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: call(), range(8)):
+            properties.assert_same_bits(found, expected)
 
 
 def gradcheck(op: Callable[..., Tensor], arguments: dict[str, Any], names: Sequence[str]) -> None:

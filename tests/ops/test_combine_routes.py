@@ -11,14 +11,18 @@ from routing_cases import (
     MASKS,
     any_mask,
     assert_announced_layout,
+    assert_near,
     assert_promises,
     assert_refused,
+    assert_same_on_every_thread_count,
     cast,
+    every_isa,
     gradcheck,
     overflowed,
     pairs_of,
     plan,
     replaced,
+    with_gradients,
     wrong_tensors,
 )
 from torch import Tensor
@@ -130,6 +134,38 @@ def test_sums_in_fp32_from_the_lowest_sub_network_and_rounds_once(
         row = arguments["y"][p].float()
         expected[b] += row if not weighted else row * arguments["weight"][p].float()
     assert torch.equal(combine_routes(**on(device, arguments)), expected.to(device, dtype))
+
+
+# Rows below, at and beyond the kernels' vectors and what they keep in registers.
+@every_isa
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "row"), [("zipf", (1, 5)), ("uniform", (64,)), ("all", (3, 43)), ("one-hot", (16,))])
+def test_every_instruction_set(isa: None, dtype: torch.dtype, name: str, row: tuple[int, ...]) -> None:
+    arguments = cast(example(MASKS[name], padding=3, row=row, dtype=torch.float32), dtype)
+    arguments["y"] = torch.cat([torch.zeros(1, dtype=dtype), arguments["y"].flatten()])[1:].view(arguments["y"].shape)
+    exact = with_gradients(reference.combine_routes, cast(arguments, torch.float64), DIFFERENTIABLE)
+    assert_near(with_gradients(combine_routes, arguments, DIFFERENTIABLE), exact, 4 * torch.finfo(dtype).eps)
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_change_nothing(isa: None, dtype: torch.dtype) -> None:
+    arguments = cast(example(MASKS["zipf"], row=(40, 130), dtype=torch.float32), dtype)
+    assert_same_on_every_thread_count(lambda: with_gradients(combine_routes, arguments, DIFFERENTIABLE))
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "words"),
+    [
+        ("offsets", [0, 2, 3, 4, 9], "routes.offsets must rise from 0 to at most P=4"),
+        ("sample_offsets", [0, 3, 2, 4], "routes.sample_offsets must rise from 0 to at most P=4"),
+        ("sample_offsets", [0, 2, 2, 3], "routes.sample_offsets must end at the number of pairs, 4, got 3"),
+        ("sample", [0, 2, 2, 3], "routes.sample must be in [0, 3)"),
+        ("order", [0, -1, 1, 2], "routes.order must be in [0, 4)"),
+    ],
+)
+def test_routes_that_are_no_plan(field: str, values: list[int], words: str) -> None:
+    assert_refused(combine_routes, replaced(BAD, f"routes.{field}", lambda _: torch.tensor(values)), words)
 
 
 @pytest.mark.parametrize("row", [(0,), (3, 0), ()])

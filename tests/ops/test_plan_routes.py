@@ -153,6 +153,21 @@ def test_overflow_on_a_gpu(mask: Tensor, gpu: str) -> None:
         assert combine_routes(torch.ones(capacity, 3, device=gpu), routes).isnan().all()
 
 
+@any_mask
+@pytest.mark.parametrize("padding", [0, 5])
+def test_parts(mask: Tensor, padding: int) -> None:
+    # Chunks of the pairs are plans of these pairs alone.
+    pairs = pairs_of(mask)
+    routes = plan_routes(mask, capacity=len(pairs) + padding)
+    for size in (1, 3, 7, len(pairs) + 1):
+        for begin in range(0, len(routes.sample), size)[:20]:
+            end = min(begin + size, len(routes.sample))
+            own = torch.zeros_like(mask)
+            for b, s in pairs[begin:end]:
+                own[b, s] = True
+            assert_plan(routes.part(begin, end), loop_plan(own, end - begin))
+
+
 def test_definition_marks_overflow() -> None:
     # What a device that cannot wait does: the pairs that fit, the true counts, and the mark.
     routes = reference.plan_routes(HAND_MASK, capacity=3)

@@ -12,9 +12,12 @@ from routing_cases import (
     MASKS,
     any_mask,
     assert_announced_layout,
+    assert_near,
     assert_promises,
     assert_refused,
+    assert_same_on_every_thread_count,
     cast,
+    every_isa,
     gradcheck,
     overflowed,
     pairs_of,
@@ -199,6 +202,38 @@ def test_prototypes_without_a_say_may_hold_anything(reduce: str) -> None:
         results.append([logits, *(leaf.grad for leaf in leaves)])
     for first, second in zip(*results, strict=True):
         assert torch.equal(first, second)
+
+
+# Classes and features below, at and beyond the kernels' vectors, panels and depth.
+@every_isa
+@both_reductions
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("name", "D", "C"), [("zipf", 5, 3), ("uniform", 64, 64), ("identical", 33, 200), ("all", 300, 70)]
+)
+def test_every_instruction_set(isa: None, dtype: torch.dtype, name: str, D: int, C: int, reduce: str) -> None:
+    arguments = cast(example(MASKS[name], padding=3, D=D, C=C, dtype=torch.float32), dtype) | {"reduce": reduce}
+    exact = reference.prototype_logits(**cast(arguments, torch.float64))
+    assert_near([prototype_logits(**arguments)], [exact], 16 * torch.finfo(dtype).eps)
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_change_nothing(isa: None, dtype: torch.dtype) -> None:
+    arguments = cast(example(MASKS["zipf"], D=130, C=70, dtype=torch.float32), dtype)
+    assert_same_on_every_thread_count(lambda: prototype_logits(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "words"),
+    [
+        ("offsets", [0, 2, 3, 4, 9], "routes.offsets must rise from 0 to at most P=4"),
+        ("sample_offsets", [0, 2, 2, 3], "routes.sample_offsets must end at the number of pairs, 4, got 3"),
+        ("order", [0, 4, 1, 2], "routes.order must be in [0, 4)"),
+    ],
+)
+def test_routes_that_are_no_plan(field: str, values: list[int], words: str) -> None:
+    assert_refused(prototype_logits, replaced(BAD, f"routes.{field}", lambda _: torch.tensor(values)), words)
 
 
 @pytest.mark.parametrize("sizes", [{"D": 0}, {"C": 0}, {"D": 3, "C": 2}])

@@ -12,14 +12,18 @@ from routing_cases import (
     MASKS,
     any_mask,
     assert_announced_layout,
+    assert_near,
     assert_promises,
     assert_refused,
+    assert_same_on_every_thread_count,
     cast,
+    every_isa,
     gradcheck,
     overflowed,
     pairs_of,
     plan,
     replaced,
+    with_gradients,
     wrong_tensors,
 )
 from torch import Tensor
@@ -166,7 +170,7 @@ def test_activations_and_bases_equal_the_loop(activation: str, base: str, dtype:
     arguments["base"] = None if base == "absent" else arguments[base]
     weights = {name: value for name, value in arguments.items() if name != "routes"}
     torch.testing.assert_close(routed_adapter(**arguments), loop_adapter(mask, **weights))
-    torch.testing.assert_close(routed_adapter(**arguments), reference.routed_adapter(**arguments), rtol=0, atol=0)
+    torch.testing.assert_close(routed_adapter(**arguments), reference.routed_adapter(**arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -177,6 +181,62 @@ def test_half_precision_stays_near_double(dtype: torch.dtype) -> None:
     result, exact = routed_adapter(**short), routed_adapter(**cast(short, torch.float64))
     assert result.dtype == dtype
     assert (result.double() - exact).abs().max() < 1.5 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+# The sizes are below, at and beyond the kernels' vectors, blocks of rows and columns, and tiles.
+@every_isa
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("name", "activation", "N", "D", "R"),
+    [
+        ("uniform", "gelu", 1, 7, 3),
+        ("63x1", "relu", 3, 64, 64),
+        ("one-hot", "relu", 2, 100, 18),
+        ("zipf", "gelu_tanh", 1, 33, 130),
+        ("identical", "gelu", 1, 530, 16),
+    ],
+)
+def test_every_instruction_set(
+    isa: None, dtype: torch.dtype, name: str, activation: str, N: int, D: int, R: int
+) -> None:
+    arguments = example(MASKS[name], padding=3, N=N, D=D, R=R, dtype=torch.float32) | {"activation": activation}
+    for weights in ("x", "down", "up"):  # contiguous, but on no boundary of a vector
+        values = arguments[weights] / (1 if weights == "x" else arguments[weights].shape[-1] ** 0.5)
+        arguments[weights] = torch.cat([torch.zeros(1), values.flatten()])[1:].view(values.shape)
+    arguments = cast(arguments, dtype)
+    exact = with_gradients(reference.routed_adapter, cast(arguments, torch.float64), DIFFERENTIABLE)
+    # The short types may round the hidden values, as a product of two layers has them.
+    roundings = 2 if dtype.itemsize == 2 else 16
+    assert_near(with_gradients(routed_adapter, arguments, DIFFERENTIABLE), exact, roundings * torch.finfo(dtype).eps)
+
+
+def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARTSY_CPU_ISA", "avx1024")
+    with pytest.raises(ValueError, match=r"ARTSY_CPU_ISA must be portable, avx2 or avx512, got 'avx1024'"):
+        routed_adapter(**example(HAND_MASK))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_too_large_for_the_caches(dtype: torch.dtype) -> None:
+    # From 8 MiB on the kernels write past the caches.
+    D = (8 << 20) // (3 * 300 * dtype.itemsize) // 64 * 64 + 64
+    arguments = cast(example(TABLE_MASK, N=300, D=D, R=2, dtype=torch.float32), dtype)
+    exact = with_gradients(reference.routed_adapter, cast(arguments, torch.float64), ("x",))
+    assert_near(with_gradients(routed_adapter, arguments, ("x",)), exact, 2e-5 if dtype == torch.float32 else 1e-2)
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["zipf", "identical"])
+def test_threads_change_nothing(isa: None, dtype: torch.dtype, name: str) -> None:
+    arguments = cast(example(MASKS[name], N=7, D=130, R=20, dtype=torch.float32), dtype)
+    assert_same_on_every_thread_count(lambda: with_gradients(routed_adapter, arguments, DIFFERENTIABLE))
+
+
+@pytest.mark.parametrize("offsets", [[0, 2, 3, 4, 9], [0, 3, 2, 4, 4], [1, 2, 3, 4, 4], [0, -7, 3, 4, 4]])
+def test_routes_that_are_no_plan(offsets: list[int]) -> None:
+    arguments = replaced(BAD, "routes.offsets", lambda _: torch.tensor(offsets))
+    assert_refused(routed_adapter, arguments, "routes.offsets must rise from 0 to at most P=4")
 
 
 @pytest.mark.parametrize("sizes", [{"N": 0}, {"D": 0}, {"R": 0}, {"N": None, "D": 0}, {"N": None, "R": 0}])

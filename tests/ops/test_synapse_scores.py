@@ -14,9 +14,11 @@ from properties import (
     laid_out,
     sliced,
 )
+from routing_cases import assert_near, assert_same_on_every_thread_count, every_isa
 from torch import Tensor
 
 from artsy_ext import ops
+from artsy_ext.ops import reference
 
 op = ops.synapse_scores
 
@@ -43,6 +45,23 @@ def test_table(dtype, device):
     #   (1, 2): relu(0, 0) → −5;  (−1, 3): relu(1, 7) → −1+28−5 = 22;  (0, 0): relu(−2, 1) → 4−5 = −1
     expected = tensor([[18, -5], [16, 22], [12, -1]])
     assert_same_bits(op(features, down, down_bias, up, up_bias), expected)
+
+
+# Sizes below, at and beyond the kernels' vectors, panels, tiles of rows and depth.
+@every_isa
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("sizes", [(1, 3, 7, 5), (24, 1, 64, 64), (63, 2, 33, 300), (7, 5, 130, 17)])
+def test_every_instruction_set(isa: None, dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    arguments = tuple(t.to(dtype) if t.is_floating_point() else t for t in sample(*sizes, dtype=torch.float32))
+    exact = reference.synapse_scores(*(t.double() if t.is_floating_point() else t for t in arguments))
+    assert_near([op(*arguments)], [exact], 8 * torch.finfo(dtype).eps)
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_change_nothing(isa: None, dtype: torch.dtype) -> None:
+    arguments = sample(63, 5, 70, 130, dtype=dtype)
+    assert_same_on_every_thread_count(lambda: op(*arguments))
 
 
 @pytest.mark.parametrize(("dtype", "count"), [(torch.bfloat16, 1024), (torch.float16, 8192)])

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,18 @@ class Routes(NamedTuple):
     """[B+1] the pairs of sample b are order[sample_offsets[b]] up to order[sample_offsets[b+1]]."""
     overflow: Tensor
     """[] bool: there were more pairs than the capacity. Ops that use such a plan return NaN."""
+
+    def part(self, begin: int, end: int) -> "Routes":
+        """The plan of the pairs from `begin` to `end`, to run a batch in chunks; of the same samples."""
+        within = (self.order >= begin) & (self.order < end)
+        before = torch.cat([within.new_zeros(1, dtype=torch.int64), within.cumsum(0)])
+        return self._replace(
+            sample=self.sample[begin:end],
+            subnetwork=self.subnetwork[begin:end],
+            offsets=self.offsets.clamp(begin, end) - begin,
+            order=self.order[within] - begin,
+            sample_offsets=before[self.sample_offsets.clamp(max=len(within))],
+        )
 
     def check(self) -> "Routes":
         """Returns the plan; raises ValueError where it overflowed. On a GPU this waits for the device."""

@@ -1,4 +1,4 @@
-"""routed_adapter: every pair's rows through the adapter of its own sub-network."""
+"""routed_adapter: every pair's rows through the adapter of its own sub-network. CPU kernels: csrc/cpu."""
 
 from typing import Any
 
