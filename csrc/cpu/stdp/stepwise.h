@@ -14,64 +14,78 @@ constexpr int64_t kTransposing = 10;
 template <class Real>
 constexpr int64_t kSide = kStepVectors * lanes<Real>;  // of a tile
 
+// Turns a square of bits: bit k of word i becomes bit i of word k. Hacker's Delight, 7-3.
+inline void transpose_bits(uint64_t* word) {
+  uint64_t mask = 0xffffffff;
+  for (int half = 32; half; half /= 2, mask ^= mask << half)
+    for (int i = 0; i < 64; i = ((i | half) + 1) & ~half) {
+      const uint64_t swapped = (word[i] >> half ^ word[i | half]) & mask;
+      word[i] ^= swapped << half;
+      word[i | half] ^= swapped;
+    }
+}
+
 // The events of one step on one side of a tile: which samples each of its kSide neurons adds, with which factor.
 template <class Real>
 struct Events {
-  struct Event {
-    uint32_t sample;
-    Real factor;
-  };
-  std::vector<Event> events;
-  uint32_t offset[kSide<Real> + 1];
+  std::vector<uint64_t> samples;  // [words, 64] bits of each neuron
+  int64_t words, count;
+  Real factor;  // of all events; 0 where they differ
   // The neurons, in groups, by their number of events: loops of the same length follow each other, which the processor
   // predicts.
   uint8_t order[kSide<Real>];
 
   // From dense factors [B, kSide].
   void collect(const Real* factors, int64_t B, int group) {
-    const int64_t words = (B + 63) / 64;
-    std::vector<uint64_t> samples(static_cast<size_t>(words * kSide<Real>));  // [kSide, words] bits
-    for (int64_t b = 0; b < B; ++b) {
-      uint64_t bits = 0;
-      for (int v = 0; v < kStepVectors; ++v)
-        bits |= uint64_t{nonzero_lanes<Real>(load(factors + b * kSide<Real> + v * lanes<Real>))} << (v * lanes<Real>);
-      for (; bits; bits &= bits - 1) samples[std::countr_zero(bits) * words + b / 64] |= uint64_t{1} << (b % 64);
+    words = (B + 63) / 64;
+    samples.assign(static_cast<size_t>(words * 64), 0);
+    factor = 0;
+    Vector<Real> others{};
+    for (int64_t b = 0; b < B; ++b)
+      for (int v = 0; v < kStepVectors; ++v) {
+        const Vector<Real> values = load(factors + b * kSide<Real> + v * lanes<Real>);
+        const uint64_t bits = nonzero_lanes<Real>(values);
+        samples[b] |= bits << (v * lanes<Real>);
+        if (factor == 0 && bits) factor = values[std::countr_zero(bits)];
+        others = values != Real(0) && values != factor ? values : others;
+      }
+    if (nonzero_lanes<Real>(others)) factor = 0;
+    uint32_t counts[64] = {};
+    for (int64_t w = 0; w < words; ++w) {
+      transpose_bits(samples.data() + w * 64);
+      for (int k = 0; k < 64; ++k) counts[k] += static_cast<uint32_t>(std::popcount(samples[w * 64 + k]));
     }
-    offset[0] = 0;
-    for (int64_t k = 0; k < kSide<Real>; ++k) {
-      offset[k + 1] = offset[k];
-      for (int64_t w = 0; w < words; ++w) offset[k + 1] += static_cast<uint32_t>(std::popcount(samples[k * words + w]));
-    }
-    events.resize(offset[kSide<Real>]);
-    Event* next = events.data();
-    for (int64_t k = 0; k < kSide<Real>; ++k)
-      for (int64_t w = 0; w < words; ++w)
-        for (uint64_t bits = samples[k * words + w]; bits; bits &= bits - 1) {
-          const int64_t b = w * 64 + std::countr_zero(bits);
-          *next++ = {static_cast<uint32_t>(b), factors[b * kSide<Real> + k]};
-        }
-    for (int k = 0; k < kSide<Real>; k += group) sort(k, k + group);
+    count = std::accumulate(counts, counts + 64, int64_t{0});
+    for (int k = 0; k < kSide<Real>; k += group) sort(counts, k, k + group);
   }
 
-  uint32_t count(int64_t k) const { return offset[k + 1] - offset[k]; }
-
   // By counting; what is beyond the last counter need not be in order.
-  void sort(int begin, int end) {
+  void sort(const uint32_t* counts, int begin, int end) {
     static constexpr uint32_t last = 31;
     uint8_t place[last + 2] = {};
-    const auto key = [this](int k) { return std::min<uint32_t>(count(k), last); };
+    const auto key = [counts](int k) { return std::min<uint32_t>(counts[k], last); };
     for (int k = begin; k < end; ++k) ++place[key(k) + 1];
     for (uint32_t n = 0; n < last; ++n) place[n + 1] += place[n];
     for (int k = begin; k < end; ++k) order[begin + place[key(k)]++] = static_cast<uint8_t>(k);
   }
 
-  // Σ factor · rows[sample] of neuron k, the first V vectors.
+  // Σ factor · row of neuron k over its samples, the first V vectors. Both are [B, kSide].
   template <int V>
-  void sum(int64_t k, const Real* __restrict rows, Vector<Real> (&sum)[V]) const {
-    const Event* const end = events.data() + offset[k + 1];
-    for (const Event* e = events.data() + offset[k]; e != end; ++e) {
-      const Real* row = rows + e->sample * kSide<Real>;
-      for (int v = 0; v < V; ++v) sum[v] += e->factor * load(row + v * lanes<Real>);
+  void sum(int64_t k, const Real* __restrict factors, const Real* __restrict rows, Vector<Real> (&sum)[V]) const {
+    const auto each = [&](auto add) {
+      for (int64_t w = 0; w < words; ++w)
+        for (uint64_t bits = samples[w * 64 + k]; bits; bits &= bits - 1)
+          add((w * 64 + std::countr_zero(bits)) * kSide<Real>);
+    };
+    if (factor != 0) {
+      each([&](int64_t at) {
+        for (int v = 0; v < V; ++v) sum[v] += load(rows + at + v * lanes<Real>);
+      });
+      for (int v = 0; v < V; ++v) sum[v] *= factor;
+    } else {
+      each([&](int64_t at) {
+        for (int v = 0; v < V; ++v) sum[v] += factors[at + k] * load(rows + at + v * lanes<Real>);
+      });
     }
   }
 };
@@ -124,7 +138,7 @@ class StepSide {
     int64_t count = 0;
     for (int64_t step = 0; step < steps; ++step) {
       events_[step].collect(factor(step), p_.B, group);
-      count += static_cast<int64_t>(events_[step].events.size());
+      count += events_[step].count;
     }
     return count;
   }
@@ -155,6 +169,7 @@ class StepSide {
       each([&](int64_t b, int64_t lane, int64_t here) {
         const Spike* from = static_cast<const Spike*>(neurons.spikes.data) + t * neurons.per_step +
                             b * neurons.per_sample + neurons.first + lane;
+        __builtin_prefetch(from + 16 * neurons.per_sample + lanes<Real> - 1);  // too far away to be foreseen by itself
         const Vec spike = here == lanes<Real> ? load_spikes<Real>(from) : here ? load_spikes<Real>(from, here) : Vec{};
         const int64_t in_tile = b * kSide<Real> + lane, to = (t - begin) * p_.B * kSide<Real> + in_tile;
         const Real m = neurons.m ? neurons.m[(t - begin) * p_.B + b] : Real(1);
@@ -405,18 +420,18 @@ class Stepwise {
     for (int64_t t = 0; t < tile.end - tile.begin; ++t) {
       const Events<Real>& pre_events = memory.pre.events(t);
       const Events<Real>& post_events = post.events(t);
-      const Real *x = memory.pre.read(t), *y = post.read(t);
+      const Real *x = memory.pre.read(t), *minus = memory.pre.factor(t), *y = post.read(t), *plus = post.factor(t);
       for (const int64_t j : post_events.order) {
         if (j >= VJ * L) continue;
         Vec ltp[VI] = {};
-        post_events.template sum<VI>(j, x, ltp);
+        post_events.template sum<VI>(j, plus, x, ltp);
         for (int v = 0; v < VI; ++v) store(potentiation + j * kSide<Real> + v * L, ltp[v]);
       }
       for (int u = 0; u < VI; ++u) {
         for (int64_t k = u * L; k < (u + 1) * L; ++k) {
           const int64_t i = pre_events.order[k];
           Vec ltd[VJ] = {};
-          pre_events.template sum<VJ>(i, y, ltd);
+          pre_events.template sum<VJ>(i, minus, y, ltd);
           for (int v = 0; v < VJ; ++v) store(depression + (i - u * L) * kSide<Real> + v * L, ltd[v]);
         }
         for (int v = 0; v < VJ; ++v) {
