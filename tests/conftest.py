@@ -140,4 +140,6 @@ def cuda_library() -> Path:
         pytest.skip("needs a torch that is built with CUDA")
     if path is None:
         absent("the CUDA ops", "ARTSY_CUDA=1 pip install --no-build-isolation -e .")
+    if str(path) not in torch.ops.loaded_libraries:
+        pytest.skip("needs a torch with the version of CUDA that the library is built with")
     return path
