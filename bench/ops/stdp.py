@@ -2,18 +2,20 @@
 
     pytest bench/ops/stdp.py                           # everything
     pytest bench/ops/stdp.py -k "eager and 0.1"        # one peer, one rate of spikes
+    pytest bench/ops/stdp.py -k backward               # gradients beside autograd through plain PyTorch
     pytest bench/ops/stdp.py -k scaling                # all threads against one; read the column of wall times
 
 Ours gets its spikes as bool, the peers as float32: each what it is fastest with. Stepwise rules look at the weights at
 each step (clamped, or soft bounds).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from peers.stdp import ADDITIVE, STEPWISE, Peer
+from peers.stdp import ADDITIVE, DIFFERENTIABLE, RATE, STEPWISE, Peer
 from torch import Tensor
 
 from artsy_ext.ops import STDPRule, reference, stdp
@@ -85,6 +87,46 @@ def test_ratio_stepwise(interleaved: Any, untimed: bool, name: str, peer: str) -
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     compare(interleaved, SMALL if untimed else CASES[name], 0.1, peer, STEPWISE[peer])
+    torch.set_num_threads(before)
+
+
+# "all": of weight, both amplitudes and both sides' spikes, for surrogate gradients. "amplitudes": without the spikes'.
+@pytest.mark.parametrize("asked", ["all", "amplitudes"])
+@pytest.mark.parametrize("name", ["A", "B", "C", "D"])
+def test_ratio_backward(interleaved: Any, untimed: bool, name: str, asked: str) -> None:
+    """The backward pass alone, additive rule, 10 % spikes, one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    case = SMALL if untimed else CASES[name]
+    weight, pre, post = problem(case, 0.1)
+    arriving = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+
+    def backward(update: Callable[..., Tensor], spikes: tuple[Tensor, Tensor], dtype: torch.dtype) -> Any:
+        leaves = [weight.to(dtype), *(torch.full((case.S,), RATE, dtype=dtype) for _ in range(2))]
+        if asked == "all":
+            spikes = spikes[0].to(dtype), spikes[1].to(dtype)
+            leaves += spikes
+        leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+        new, grad = update(*leaves[:3], *(leaves[3:] or spikes)), arriving.to(dtype)
+        return lambda: torch.autograd.grad(new, leaves, grad, retain_graph=True)
+
+    def with_op(op: Any) -> Callable[..., Tensor]:
+        rule = ADDITIVE["eager"].rule
+        return lambda w, plus, minus, x, y: op(w, x, y, replace(rule, a_plus=plus, a_minus=minus))[0]
+
+    def with_product(product: Any) -> Callable[..., Tensor]:
+        # One amplitude for all sub-networks: plain PyTorch has one product then.
+        return lambda w, plus, minus, x, y: product(w.flatten(0, 1), x, y.flatten(2), plus[0], minus[0]).view_as(w)
+
+    ours = backward(with_op(stdp), (pre, post), torch.float32)
+    spikes = pre.float(), post.float()
+    peers = {n: backward(with_product(p), spikes, torch.float32) for n, p in DIFFERENTIABLE.items()}
+    expected = backward(with_op(reference.stdp), (pre, post), torch.float64)()
+    for found in (ours(), *(peer() for peer in peers.values())):
+        for k, (a, e) in enumerate(zip(found, expected, strict=True)):
+            a, e = (a.sum(), e.sum()) if k in (1, 2) else (a, e)  # amplitudes
+            torch.testing.assert_close(a.double(), e, rtol=1e-3, atol=1e-4 * float(e.abs().max()))
+    interleaved(ours, peers, rounds=15)
     torch.set_num_threads(before)
 
 

@@ -52,6 +52,29 @@ def eager(weight: Tensor, pre: Tensor, post: Tensor) -> Train:
     return train
 
 
+def eager_loop(weight: Tensor, pre: Tensor, post: Tensor, a_plus: Tensor, a_minus: Tensor) -> Tensor:
+    """For autograd: one product post·Z; Z is made of decayed sums, one operation per step."""
+    decay = math.exp(-1 / TAU)
+
+    def decayed(spikes: Tensor) -> Tensor:
+        sums = [spikes[0]]
+        for spike in spikes[1:]:
+            sums.append(spike + decay * sums[-1])
+        return torch.stack(sums)
+
+    Z = a_plus * decayed(pre) - a_minus * decayed(pre.flip(0)).flip(0)
+    return torch.addmm(weight, post.flatten(0, 1).t(), Z.flatten(0, 1))
+
+
+def eager_matrix(weight: Tensor, pre: Tensor, post: Tensor, a_plus: Tensor, a_minus: Tensor) -> Tensor:
+    """The same with the decayed sums of both directions as one product with a matrix [T, T]."""
+    T = len(pre)
+    gap = torch.arange(T)[:, None] - torch.arange(T)
+    earlier = torch.where(gap >= 0, torch.exp(-gap.clamp(min=0) / TAU), 0.0)
+    Z = (a_plus * earlier - a_minus * earlier.t()) @ pre.flatten(1)
+    return torch.addmm(weight, post.flatten(0, 1).t(), Z.view(-1, pre.shape[-1]))
+
+
 def spikingjelly(weight: Tensor, pre: Tensor, post: Tensor) -> Train:
     """Its step function with constant weight factors."""
     learning = pytest.importorskip("spikingjelly.activation_based.functional.learning", reason=_missing("spikingjelly"))
@@ -156,6 +179,8 @@ ADDITIVE = {
     "bindsnet": Peer(STDPRule(**_EXACT), bindsnet("PostPre")),
     "norse": Peer(STDPRule(**_EULER), norse("additive", hardbound=False)),
 }
+# New weights [J, I] of the first rule above, for autograd to differentiate.
+DIFFERENTIABLE = {"eager-loop": eager_loop, "eager-matrix": eager_matrix}
 # Rules that look at the weights at each step.
 STEPWISE = {
     "bindsnet-clamped": Peer(STDPRule(**_EXACT, **_BOUNDS), bindsnet("PostPre", wmin=0.0, wmax=1.0)),

@@ -12,6 +12,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 REAL = [torch.float32, torch.float64]
 FLOATING = [*REAL, torch.bfloat16, torch.float16]
+ISAS = ["portable", "avx2", "avx512"]
+
+
+def supported(isa: str) -> bool:
+    capability = torch.backends.cpu.get_cpu_capability()
+    return isa == "portable" or capability == "AVX512" or (isa, capability) == ("avx2", "AVX2")
 
 
 def transposed(tensor: Tensor) -> Tensor:

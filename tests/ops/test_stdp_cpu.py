@@ -3,117 +3,19 @@
 `test_stdp.py` says what the op means; here are the sizes and densities at which the kernel takes its different ways.
 """
 
-import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from properties import assert_same_bits, tensors
-from stdp_cases import Problem
-from torch import Tensor
+from properties import ISAS, assert_same_bits, supported, tensors
+from stdp_cases import SIZES, Problem, random_problem, run
 
 from artsy_ext import ops
-from artsy_ext.ops import STDPRule, Traces, Triplet, reference
-
-ISAS = ["portable", "avx2", "avx512"]
-
-
-def supported(isa: str) -> bool:
-    capability = torch.backends.cpu.get_cpu_capability()
-    return isa == "portable" or capability == "AVX512" or (isa, capability) == ("avx2", "AVX2")
-
-
-@pytest.fixture(params=[isa for isa in ISAS if supported(isa)])
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("ARTSY_CPU_ISA", request.param)
-    return request.param
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def random_rule(generator: torch.Generator, S: int, dtype: torch.dtype) -> STDPRule:
-    def number(low: float, high: float) -> float:
-        return low + (high - low) * torch.rand((), generator=generator).item()
-
-    def choice(*options: Any) -> Any:
-        return options[int(torch.randint(len(options), (), generator=generator))]
-
-    def amplitude() -> float | Tensor:
-        return choice(number(-0.1, 0.1), torch.rand(S, generator=generator, dtype=dtype) / 10)
-
-    dependence = choice("none", "none", "proportional", "soft", "hard")
-    w_min, w_max = choice((-math.inf, math.inf), (-0.3, 0.4)) if dependence != "soft" else (-0.6, 0.7)
-    return STDPRule(
-        decay_pre=choice(0.0, number(0, 1), 1.0),
-        decay_post=choice(0.0, number(0, 1), 1.0),
-        gain_pre=number(-1, 1),
-        gain_post=choice(0.0, number(-1, 1)),
-        a_plus=amplitude(),
-        a_minus=amplitude(),
-        x_target=choice(0.0, number(-1, 1)),
-        pairing=choice("all", "all", "nearest"),
-        timing=choice("inclusive", "exclusive"),
-        dependence=dependence,
-        exponent=choice(0.0, 1.0, 2.0, 1.3),
-        evaluate=choice("call", "step"),
-        w_min=w_min,
-        w_max=w_max,
-        clamp=choice("never", "end", "step"),
-        reduction=choice("sum", "mean"),
-        weight_decay=choice(0.0, 0.05, 1.0),
-        eligibility=choice(None, None, None, 0.0, number(0, 1)),
-        modulation_delay=choice(0, 1),
-        triplet=choice(None, None, Triplet(number(0, 1), number(0, 1), number(-0.1, 0.1), number(-0.1, 0.1))),
-    )
-
-
-def random_problem(seed: int, sizes: tuple[int, int, int, int, int], rate: float, dtype: torch.dtype) -> Problem:
-    """Sizes are T, B, S, J, I."""
-    T, B, S, J, I = sizes
-    generator = torch.Generator().manual_seed(seed)
-    rule = random_rule(generator, S, dtype)
-
-    def choice(*options: Any) -> Any:
-        return options[int(torch.randint(len(options), (), generator=generator))]
-
-    def spikes(*shape: int) -> Tensor:
-        fired = torch.rand(shape, generator=generator) < rate
-        kind = choice(torch.bool, torch.bool, torch.uint8, dtype, "graded")
-        if kind == "graded":
-            return fired * torch.randn(shape, generator=generator).to(choice(torch.bfloat16, torch.float64))
-        return fired.to(kind)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=dtype)
-
-    pre_shape = choice((B, I), (B, S, I))
-    slow, eligible = rule.triplet is not None, rule.eligibility is not None
-    traces = Traces(
-        normal(*pre_shape),
-        normal(B, S, J),
-        normal(*pre_shape) if slow else None,
-        normal(B, S, J) if slow else None,
-        normal(B, S, J, I) / 10 if eligible else None,
-    )
-    modulation = choice(None, normal(T, B), normal(T, B, S))
-    mask = torch.rand(B, S, generator=generator) < 0.7
-    keywords = {"traces": choice(None, traces), "modulation": modulation, "mask": choice(None, mask)}
-    return Problem(normal(S, J, I) / 3, spikes(T, *pre_shape), spikes(T, B, S, J), rule, keywords)
-
-
-def run(op: Any, problem: Problem, **changed: Any) -> Any:
-    return op(problem.weight, problem.pre, problem.post, problem.rule, **{**problem.keywords, **changed})
+from artsy_ext.ops import STDPRule, reference
 
 
 def assert_close(actual: Any, expected: Any) -> None:
@@ -127,19 +29,6 @@ def assert_close(actual: Any, expected: Any) -> None:
 def jumps(rule: STDPRule) -> bool:
     """A weight at a bound may be taken for one beyond it in single precision."""
     return rule.dependence == "hard" and rule.evaluate == "step"
-
-
-# One vector and a part, several tiles and a part, blocks of post-synaptic neurons, batches over and under the number
-# from which events are added, several chunks of time.
-SIZES = [
-    (6, 3, 2, 5, 7),
-    (5, 12, 2, 17, 33),
-    (9, 20, 1, 70, 70),
-    (4, 70, 3, 9, 130),
-    (300, 2, 2, 3, 19),
-    (40, 16, 2, 66, 17),
-    (7, 1, 3, 33, 81),
-]
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.2, 0.7, 1.0])

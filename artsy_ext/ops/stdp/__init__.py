@@ -47,9 +47,11 @@ def stdp(
         mask: [B, S] bool, False where a sample does not train a sub-network; acts on the update, not on the traces.
 
     Returns:
-        The new weights [S, J, I] and the traces after the last step. Differentiable in weight, pre, post, a_plus,
-        a_minus, modulation and traces. Where the rule is not smooth the sub-gradient is PyTorch's: clamp passes the
-        gradient inside its bounds, [W < w_max] and "nearest" switches have none.
+        The new weights [S, J, I] and the traces after the last step. Differentiable once, in weight, floating pre and
+        post, a_plus, a_minus, modulation and traces. Where the rule is not smooth, the gradient is 0 through a weight
+        that is clamped or lies on a bound of the clamp, through f at and beyond a soft bound, through [W < w_max] and
+        [W > w_min], and through the choice [spike ≠ 0] of "nearest". The gradient keeps the arguments and computes
+        the rest anew: memory O(T·B·S·(I + J)) and a few times the weights, never O(T·J·I).
 
     Raises:
         TypeError: rule is not an STDPRule, traces are not Traces.

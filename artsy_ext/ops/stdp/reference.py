@@ -54,10 +54,10 @@ def stdp(
             change = torch.einsum("bs,bsji->sji", m[t], e_before if rule.modulation_delay else e)
         W = W + (change / max(B, 1) if rule.reduction == "mean" else change)
         if rule.clamp == "step":
-            W = W.clamp(rule.w_min, rule.w_max)
+            W = clamp(W, rule)
 
     if rule.clamp == "end":
-        W = W.clamp(rule.w_min, rule.w_max)
+        W = clamp(W, rule)
     return W, Traces(x, y, x_slow, y_slow, e)
 
 
@@ -84,10 +84,15 @@ def dependence(W: Tensor, rule: STDPRule) -> tuple[Tensor, Tensor]:
     if rule.dependence == "proportional":
         return W, W
     if rule.dependence == "soft":
-        return (rule.w_max - W).clamp(min=0) ** rule.exponent, (W - rule.w_min).clamp(min=0) ** rule.exponent
+        return torch.relu(rule.w_max - W) ** rule.exponent, torch.relu(W - rule.w_min) ** rule.exponent
     if rule.dependence == "hard":
         return (rule.w_max > W).to(W.dtype), (rule.w_min < W).to(W.dtype)
     return torch.ones_like(W), torch.ones_like(W)
+
+
+def clamp(W: Tensor, rule: STDPRule) -> Tensor:
+    """Without a gradient at the bounds; that of torch.clamp changed with PyTorch 2.14."""
+    return torch.nn.functional.hardtanh(W, rule.w_min, rule.w_max)
 
 
 def advance(trace: Tensor, spikes: Tensor, decay: float, gain: float, rule: STDPRule) -> tuple[Tensor, Tensor]:

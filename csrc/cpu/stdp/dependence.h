@@ -32,7 +32,27 @@ inline Dependences<Real> dependences(Vector<Real> w, const Rule& rule) {
   }
 }
 
+// f₊' and f₋'; 0 where a soft bound is reached.
+template <class Real>
+inline Dependences<Real> slopes(Vector<Real> w, const Rule& rule) {
+  const Vector<Real> zero{}, one = broadcast(Real(1));
+  if (rule.dependence == Dependence::proportional) return {one, one};
+  if (rule.dependence != Dependence::soft || rule.exponent == 0) return {zero, zero};
+  const Vector<Real> above = broadcast(Real(rule.w_max)) - w, below = w - broadcast(Real(rule.w_min));
+  const Real exponent = Real(rule.exponent);
+  return {above > zero ? -exponent * power<Real>(above, rule.exponent - 1) : zero,
+          below > zero ? exponent * power<Real>(below, rule.exponent - 1) : zero};
+}
+
 template <class Real>
 inline Vector<Real> clamped(Vector<Real> w, const Rule& rule) {
   return at_most(at_least(w, broadcast(Real(rule.w_min))), broadcast(Real(rule.w_max)));
+}
+
+// What passes back through the clamp: all inside the bounds, nothing at them or beyond.
+template <class Real>
+inline Vector<Real> passed(Vector<Real> gradient, Vector<Real> w, const Rule& rule) {
+  const Vector<Real> zero{};
+  gradient = w > broadcast(Real(rule.w_min)) ? gradient : zero;
+  return w < broadcast(Real(rule.w_max)) ? gradient : zero;
 }

@@ -34,9 +34,9 @@ struct Rule {
 
   // Whether a step looks at the weights that the step before left; otherwise the steps can be summed in any order.
   bool reads_weights() const {
-    const bool bounded = w_min > -INFINITY || w_max < INFINITY;
-    return (evaluate_each_step && dependence != Dependence::none) || (clamp == Clamp::step && bounded);
+    return (evaluate_each_step && dependence != Dependence::none) || (clamp == Clamp::step && bounded());
   }
+  bool bounded() const { return w_min > -INFINITY || w_max < INFINITY; }
 };
 
 // Spikes as they came: one byte each, or in the type of the weights.
@@ -68,6 +68,11 @@ struct Problem {
 
   const Real* weight;
   Real* result;  // may be weight itself
+
+  // The gradient of the weights is the same sum, with the gradient that arrives at the new weights in place of W, and
+  // that gradient times f' in place of f; likewise for what arrives at the eligibility. Null otherwise.
+  const Real* arriving = nullptr;
+  const Real* arriving_eligibility = nullptr;
 
   // stdp_consolidate, or null
   const uint8_t* functional = nullptr;

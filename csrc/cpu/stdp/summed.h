@@ -151,8 +151,9 @@ struct Target {
   Real* result;        // [S, J, I]
   const Real* source;  // with the first chunk: result = kept · source + …; null for 0
   Real kept;
-  bool first, last;  // chunk that reaches this target
-  bool weights;      // the weights themselves and not an eligibility
+  bool first, last;      // chunk that reaches this target
+  bool weights;          // the weights themselves and not an eligibility
+  const Real* arriving;  // gradient [S, J, I]; null where no gradient is computed
 };
 
 template <class Real>
@@ -237,20 +238,24 @@ class Summed {
     for (int64_t c = 0; c < chunks; ++c) {
       const Chunk& chunk = spikes.chunks[c];
       const bool begins = part.begins && c == 0, ends = part.ends && c + 1 == chunks;
-      const Target<Real> weights{p_.result, p_.weight, weight_factors_.kept(), begins, ends, true};
+      const Target<Real> weights{
+          p_.result, p_.arriving ? p_.arriving : p_.weight, weight_factors_.kept(), begins, ends, true, p_.arriving};
       const RowScale<Real> how{weight_factors_.factors(), weight_factors_.factors().data ? Real(1) : p_.share()};
-      add_chunk<Spike, V>(spikes, c, part, column, columns, how, weights, part.first && !eligibility_factors_, memory);
-      if (eligibility_factors_ && chunk.samples) {
-        const int64_t size = p_.S * p_.J * p_.I;
-        const Target<Real> kept{p_.traces.eligibility + chunk.sample * size,
-                                p_.given.eligibility ? p_.given.eligibility + chunk.sample * size : nullptr,
-                                eligibility_factors_->kept(),
-                                chunk.first,
-                                chunk.last,
-                                false};
-        add_chunk<Spike, V>(spikes, c, part, column, columns, {eligibility_factors_->factors(), Real(1)}, kept,
-                            part.first, memory);
-      }
+      const bool eligible = eligibility_factors_ && chunk.samples && (!p_.arriving || p_.arriving_eligibility);
+      add_chunk<Spike, V>(spikes, c, part, column, columns, how, weights, part.first && !eligible, memory);
+      if (!eligible) continue;
+      const int64_t sample = chunk.sample * p_.S * p_.J * p_.I;
+      const Target<Real> kept =
+          p_.arriving ? Target<Real>{p_.result, nullptr, 0, false, false, false, p_.arriving_eligibility + sample}
+                      : Target<Real>{p_.traces.eligibility + sample,
+                                     p_.given.eligibility ? p_.given.eligibility + sample : nullptr,
+                                     eligibility_factors_->kept(),
+                                     chunk.first,
+                                     chunk.last,
+                                     false,
+                                     nullptr};
+      add_chunk<Spike, V>(spikes, c, part, column, columns, {eligibility_factors_->factors(), Real(1)}, kept,
+                          part.first, memory);
     }
   }
 
@@ -327,7 +332,12 @@ class Summed {
         w = target.kept * columns.read(target.source + at, v);
       if (target.first && target.weights && p_.given.eligibility) w += paid_from_before(s, at, columns, v);
       if constexpr (Halves) {
-        const auto f = dependences<Real>(columns.read(p_.weight + at, v), p_.rule);
+        auto f = target.arriving ? slopes<Real>(columns.read(p_.weight + at, v), p_.rule)
+                                 : dependences<Real>(columns.read(p_.weight + at, v), p_.rule);
+        if (target.arriving) {
+          const Vector<Real> arriving = columns.read(target.arriving + at, v);
+          f.plus *= arriving, f.minus *= arriving;
+        }
         w += f.plus * sum[v] + f.minus * sum[V + v];
       } else {
         w += sum[v];
