@@ -12,7 +12,7 @@ TOOLKIT ?= cuda-toolkit[nvcc,cccl,cudart]==13.*
 
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt artsy_ext/_toolkit.py \
-  $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/cuda/*)
+  $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/cuda/*)
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench budget gpu-check clean FORCE
 

@@ -1,8 +1,9 @@
-// Argument checks of the CPU kernels, as artsy_ext/ops/_check.py has them: one line that names the argument, what was
+// Argument checks of compiled kernels, as artsy_ext/ops/_check.py has them: one line that names the argument, what was
 // expected and what came.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/DeviceType.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <array>
@@ -16,6 +17,7 @@
 
 namespace artsy {
 
+using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -52,7 +54,11 @@ inline std::string shape_of(const Tensor& tensor) {
 // its size, every later one must agree. Failures are std::invalid_argument, which reaches Python as ValueError.
 class Check {
  public:
-  explicit Check(std::string op) : op_(std::move(op)) { sizes_.fill(-1); }
+  // Tensors must be on that device.
+  explicit Check(std::string op, DeviceType device = DeviceType::CPU, int32_t index = -1)
+      : op_(std::move(op)), device_(device), index_(index) {
+    sizes_.fill(-1);
+  }
 
   [[noreturn]] void fail(const std::string& message) const { throw std::invalid_argument(op_ + ": " + message); }
 
@@ -79,7 +85,9 @@ class Check {
   }
 
   void device(const std::string& name, const Tensor& value) const {
-    require(value.is_cpu(), name + " must be on cpu as the other arguments, got another device");
+    require(value.device().type() == device_ && value.get_device_index() == index_,
+            name + " must be on " + (device_ == DeviceType::CPU ? "cpu" : "cuda:" + std::to_string(index_)) +
+                " as the other arguments, got another device");
   }
 
   void dtype(const std::string& name, ScalarType given, std::initializer_list<ScalarType> known) const {
@@ -131,6 +139,8 @@ class Check {
   }
 
   std::string op_;
+  DeviceType device_;
+  int32_t index_;
   std::array<int64_t, 26> sizes_;
 };
 

@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "../philox.h"
 #include "arguments.h"
 #include "parallel.h"
-#include "philox.h"
 
 #define ARTSY_KERNELS "encode_spikes/kernels.h"
 #include "each_isa.h"

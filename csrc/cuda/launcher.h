@@ -8,23 +8,23 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
-#include <stdexcept>
 #include <string>
 #include <utility>
 
+#include "../cpu/arguments.h"
 #include "port.cuh"
 
 namespace artsy::cuda {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using artsy::ScalarType;
+using artsy::shape_of;
+using artsy::Tensor;
 
 #ifdef __CUDACC__
 #define ARTSY_DEVICE CUDA
-inline constexpr auto kDevice = torch::headeronly::DeviceType::CUDA;
+inline constexpr auto kDevice = DeviceType::CUDA;
 
 // The device of a tensor is the current one, and its current stream is the one to launch on.
 class OnDeviceOf {
@@ -52,7 +52,7 @@ class OnDeviceOf {
 #else
 // Under the emulation a launcher serves tensors of the CPU, and a launch has ended when it returns.
 #define ARTSY_DEVICE CPU
-inline constexpr auto kDevice = torch::headeronly::DeviceType::CPU;
+inline constexpr auto kDevice = DeviceType::CPU;
 
 class OnDeviceOf {
  public:
@@ -66,50 +66,20 @@ class OnDeviceOf {
 };
 #endif
 
-inline std::string dtype_name(ScalarType type) {
-  switch (type) {
-    case ScalarType::Bool:
-      return "bool";
-    case ScalarType::Long:
-      return "int64";
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::Double:
-      return "float64";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    default:
-      return torch::headeronly::toString(type);
-  }
-}
-
-inline std::string shape_of(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t axis = 0; axis < tensor.dim(); ++axis) text += (axis ? ", " : "") + std::to_string(tensor.size(axis));
-  return text + "]";
-}
-
-// Checks the arguments of one op. Failures are std::invalid_argument, which Python sees as ValueError.
-class Check {
+// Checks the arguments of one op.
+class Check : public artsy::Check {
  public:
   // first: the tensor that gives the device.
-  Check(std::string op, const Tensor& first) : op_(std::move(op)), device_(first.get_device_index()) {}
+  Check(std::string op, const Tensor& first) : artsy::Check(std::move(op), kDevice, first.get_device_index()) {}
 
-  [[noreturn]] void fail(const std::string& message) const { throw std::invalid_argument(op_ + ": " + message); }
+  using artsy::Check::tensor;
 
   // form: the shape as the docstring has it, with the sizes that are given by now ("[P] with P=4").
   void tensor(const std::string& name, const Tensor& value, bool fits, const std::string& form,
               std::initializer_list<ScalarType> dtypes) const {
-    if (!fits) fail(name + " must be " + form + ", got " + shape_of(value));
-    if (std::find(dtypes.begin(), dtypes.end(), value.scalar_type()) == dtypes.end()) {
-      std::string names;
-      for (const ScalarType type : dtypes) names += (names.empty() ? "" : " or ") + dtype_name(type);
-      fail(name + " must be " + names + ", got " + dtype_name(value.scalar_type()));
-    }
-    if (value.device().type() != kDevice || value.get_device_index() != device_)
-      fail(name + " must be on the device of the other arguments");
+    require(fits, name + " must be " + form + ", got " + shape_of(value));
+    dtype(name, value.scalar_type(), dtypes);
+    device(name, value);
   }
 
   void vector(const std::string& name, const Tensor& value, const std::string& dimension, int64_t size,
@@ -117,10 +87,6 @@ class Check {
     tensor(name, value, value.dim() == 1 && value.size(0) == size,
            "[" + dimension + "] with " + dimension + "=" + std::to_string(size), {dtype});
   }
-
- private:
-  std::string op_;
-  int32_t device_;
 };
 
 // Calls visit(T{}) with the element type that kernels have for a floating dtype.

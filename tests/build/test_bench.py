@@ -95,6 +95,12 @@ def test_end_to_end_runs() -> None:
     assert run.stdout.count("vit_tiny_patch16_224") == 3
 
 
+def test_the_estimate_is_the_one_in_the_docs() -> None:
+    command = [sys.executable, str(BENCH / "roofline" / "stdp.py")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout in (BENCH.parent / "docs" / "stdp.md").read_text()
+
+
 def test_make_bench_runs_every_benchmark() -> None:
     shown = subprocess.run(["make", "-n", "bench"], cwd=BENCH.parent, capture_output=True, text=True, check=True)
     named = {word for word in shown.stdout.split() if word.startswith("bench/")}

@@ -12,7 +12,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from artsy_ext import _library
-from artsy_ext.ops import combine_routes, plan_routes
+from artsy_ext.ops import STDPRule, combine_routes, plan_routes
 
 pytestmark = pytest.mark.usefixtures("cuda_library")
 
@@ -92,10 +92,17 @@ def test_opcheck_on_fake_tensors(name: str) -> None:
     routes = plan_routes(mask)
     arguments = (torch.randn(4, 5), *routes, torch.randn(4), torch.randn(3, 5))
     needs = [True] + [False] * 6 + [True] * 2
+    weight, functional, rule = torch.randn(2, 3, 4), torch.ones(2, 3, 4, dtype=torch.bool), STDPRule().flatten()
+    spikes = (torch.ones(5, 2, 4, dtype=torch.bool), torch.ones(5, 2, 2, 3), torch.ones(2), torch.ones(2))
     samples = {
         "plan_routes": ((mask, 6), {}),
         "combine_routes": (arguments, {}),
         "combine_routes_backward": ((torch.randn(3, 5), *arguments), {"needs": needs}),
+        "encode_spikes": ((torch.rand(3, 4), 5), {"dtype": torch.float32}),
+        "consolidate": ((weight, functional, 1.0, 0.5), {}),
+        "stdp": ((weight, *spikes), rule),
+        "stdp_": ((weight, *spikes), rule),
+        "stdp_consolidate": ((weight, functional, *spikes), {"on": 1.0, "off": 0.5, **rule}),
     }
     op = getattr(torch.ops.artsy, name).default
     torch.library.opcheck(op, *samples[name], test_utils=("test_schema", "test_faketensor"))

@@ -60,9 +60,9 @@ def _compiler_version() -> str:
 
 def sources(root: Path = ROOT) -> list[Path]:
     """All that a build is made of, relative to the root of the checkout."""
-    folders = ("csrc/cuda", "csrc/emulation", "tests/emulation")
-    files = (file for folder in folders for file in (root / folder).rglob("*") if file.suffix in (".cuh", ".h", ".cpp"))
-    return sorted(file.relative_to(root) for file in files)
+    headers = (file for file in (root / "csrc").rglob("*") if file.suffix in (".cuh", ".h"))
+    programs = (file for file in (root / "tests/emulation").rglob("*") if file.suffix in (".cuh", ".h", ".cpp"))
+    return sorted(file.relative_to(root) for file in (*headers, *programs))
 
 
 def build(program: str, kind: str, folder: Path, root: Path = ROOT) -> Path:

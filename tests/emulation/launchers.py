@@ -3,7 +3,9 @@
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -24,24 +26,34 @@ def build() -> str:
     package = Path(torch.__file__).parent
     include = package / "include"
     command = [
-        compiler(), *FLAGS.split(), "-O1", "-shared", "-fPIC", "-fvisibility=hidden",
+        compiler(), *FLAGS.split(), "-O1", "-fPIC", "-fvisibility=hidden",
         "-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(include),
         "-isystem", str(include / "torch/csrc/api/include"),
-        "-x", "c++", *sorted(map(str, (ROOT / "csrc/cuda").glob("*.cu"))),
-        "-x", "none", str(package / "lib/libtorch_cpu.so"),
     ]  # fmt: skip
     key = hashlib.sha256(repr((command, torch.__version__)).encode())
-    for folder in ("cuda", "emulation"):
-        for path in sorted((ROOT / "csrc" / folder).iterdir()):
-            key.update(path.read_bytes())
+    for path in sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cu", ".cuh", ".h")):
+        key.update(path.read_bytes())
     library = CACHE / f"{key.hexdigest()[:16]}.so"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:  # the processes of one session ask at once
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():
             beside = library.with_suffix(f".{os.getpid()}")
-            done = subprocess.run([*command, "-o", str(beside)], cwd=ROOT, capture_output=True, text=True)
-            if done.returncode != 0:
-                raise RuntimeError(f"csrc/cuda does not compile for the emulation:\n{done.stderr}")
-            beside.rename(library)
+            beside.mkdir()
+
+            def run(*arguments: str) -> None:
+                done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
+                if done.returncode != 0:
+                    raise RuntimeError(f"csrc/cuda does not compile for the emulation:\n{done.stderr}")
+
+            def compiled(source: Path) -> str:
+                object_file = str(beside / f"{source.stem}.o")
+                run("-c", "-x", "c++", str(source), "-o", object_file)
+                return object_file
+
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = list(pool.map(compiled, sorted((ROOT / "csrc/cuda").glob("*.cu"))))
+            run("-shared", *objects, str(package / "lib/libtorch_cpu.so"), "-o", str(beside / library.name))
+            (beside / library.name).rename(library)
+            shutil.rmtree(beside)
     return str(library)

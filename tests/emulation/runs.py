@@ -3,10 +3,17 @@
 from collections.abc import Callable
 
 import torch
-from emulation.emulated_ops import combine_routes, combine_routes_backward, plan_routes
+from emulation.emulated_ops import (
+    combine_routes,
+    combine_routes_backward,
+    consolidate,
+    encode_spikes,
+    plan_routes,
+    stdp,
+)
 from emulation.emulator import Emulator
 
-from artsy_ext.ops import reference
+from artsy_ext.ops import STDPRule, Triplet, reference
 
 
 def run_plan_routes(emulator: Emulator) -> None:
@@ -31,6 +38,37 @@ def run_combine_routes(emulator: Emulator) -> None:
         ours = combine_routes_backward(emulator, grad, y, *routes, weight, base, needs=needs)
         for gradient, theirs in zip(ours, torch.autograd.grad(result, leaves, grad), strict=True):
             torch.testing.assert_close(gradient, theirs)
+
+
+def run_encode_spikes(emulator: Emulator) -> None:
+    for x in (torch.rand(1032), torch.rand(7).double()):
+        for code, dtype in (("rate", torch.bool), ("latency", torch.bfloat16)):
+            expected = reference.encode_spikes(x, 5, code=code, seed=3, offset=2**32 - 2, dtype=dtype)
+            assert torch.equal(
+                encode_spikes(emulator, x, 5, code=code, seed=3, offset=2**32 - 2, dtype=dtype), expected
+            )
+
+
+def run_consolidate(emulator: Emulator) -> None:
+    for shape, dtype in (((2, 3, 172), torch.float32), ((1, 3, 5), torch.float64)):
+        weight, functional = torch.randn(shape, dtype=dtype), torch.rand(shape) < 0.5
+        expected = reference.consolidate(weight, functional, 1.0, 0.5)
+        assert torch.equal(consolidate(emulator, weight, functional, 1.0, 0.5), expected)
+
+
+def run_stdp(emulator: Emulator) -> None:
+    decays = {"decay_pre": 0.8, "decay_post": 0.7}
+    for T, B, rule in (
+        (17, 32, STDPRule(**decays, weight_decay=0.1)),  # long enough to be cut in two
+        (3, 2, STDPRule(**decays, triplet=Triplet(0.9, 0.8, 0.02, 0.03))),
+        (3, 2, STDPRule(**decays, clamp="step", w_min=-0.5, w_max=0.5)),
+        (3, 2, STDPRule(**decays, eligibility=0.5)),
+    ):
+        weight, pre, post = torch.randn(1, 17, 20), torch.rand(T, B, 20) < 0.3, torch.rand(T, B, 1, 17) < 0.3
+        amplitudes = (torch.full((1,), 0.01), torch.full((1,), 0.01))
+        expected, traces = reference.stdp(weight, pre, post, rule)
+        ours, x, *_ = stdp(emulator, weight, pre, post, *amplitudes, *(None,) * 7, **rule.flatten())
+        torch.testing.assert_close((ours, x), (expected, traces.pre))
 
 
 def run_histogram(kernels: Emulator) -> None:
@@ -65,6 +103,9 @@ def run_product(kernels: Emulator) -> None:
 RUNS: dict[str, tuple[str, Callable[[Emulator], None]]] = {
     "csrc/cuda/plan_routes.cuh": ("plan_routes", run_plan_routes),
     "csrc/cuda/combine_routes.cuh": ("combine_routes", run_combine_routes),
+    "csrc/cuda/encode_spikes.cuh": ("encode_spikes", run_encode_spikes),
+    "csrc/cuda/consolidate.cuh": ("consolidate", run_consolidate),
+    "csrc/cuda/stdp.cuh": ("stdp", run_stdp),
     "tests/emulation/kernels/histogram.cuh": ("kernels", run_histogram),
     "tests/emulation/kernels/product.cuh": ("kernels", run_product),
     "tests/emulation/kernels/rotate.cuh": ("kernels", run_rotate),

@@ -33,7 +33,9 @@ class Mutant:
     """A text of the changed file that stands in the line which the build names."""
 
 
-PLAN, COMBINE = "csrc/cuda/plan_routes.cuh", "csrc/cuda/combine_routes.cuh"
+PLAN, COMBINE, ENCODE, STDP = (
+    f"csrc/cuda/{name}.cuh" for name in ("plan_routes", "combine_routes", "encode_spikes", "stdp")
+)
 HISTOGRAM, PRODUCT, ROTATE, SEGMENTS = (
     f"tests/emulation/kernels/{name}.cuh" for name in ("histogram", "product", "rotate", "segments")
 )
@@ -85,19 +87,34 @@ MUTANTS = [
     ),
     Mutant(
         "vectors read from odd addresses", COMBINE,
-        "((reinterpret_cast<uintptr_t>(tensors) % 16 == 0) && ...)", "((tensors == tensors) && ...)",
-        "address", "misaligned address", "return *reinterpret_cast<const Pack<T, N>*>(from);",
+        "are_aligned(16, tensors...)", "are_aligned(1, tensors...)",
+        "address", "misaligned address", "const auto row = load<T, N>(y + p * D + d);",
     ),
     Mutant(
         "end of a tensor off by one", COMBINE,
         "  if (i >= B * D) return;\n", "  if (i > B * D) return;\n",
-        "address", "heap-buffer-overflow", "return *reinterpret_cast<const Pack<T, N>*>(from);",
+        "address", "heap-buffer-overflow", "const auto row = load<T, N>(base + i);",
     ),
     Mutant(
         "grid in the wrong dimension", COMBINE,
         "ARTSY_LAUNCH((combine_routes_kernel<T, 1>), ceil_div(B * D, kThreads), kThreads,",
         "ARTSY_LAUNCH((combine_routes_kernel<T, 1>), Extent(1, B * D << 12), kThreads,",
         "plain", "a grid has 1 to [2147483647, 65535, 65535] blocks", "",
+    ),
+    Mutant(
+        "four at a time behind the end", ENCODE,
+        "  if (size % N == 0 && are_aligned(", "  if (are_aligned(",
+        "address", "store to misaligned address", "store(spikes + t * size + i, row);",
+    ),
+    Mutant(
+        "wrong place in a fragment", STDP,
+        "[warp * 8 + g];", "[warp * 8 + 2 * g];",
+        "address", "read of shared memory that no thread has written", "row[r] = reinterpret_cast<const uint2*>(",
+    ),
+    Mutant(
+        "samples replaced while they are read", STDP,
+        "      __syncthreads();  // all have read the samples before\n", "",
+        "thread", "data race", "const Real fired = plus[b][(row + r) / 4].number[(row + r) % 4],",
     ),
     Mutant(
         "shared memory that nobody has set", HISTOGRAM,

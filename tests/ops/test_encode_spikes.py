@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from properties import (
-    DEVICES,
     FLOATING,
     LAYOUTS,
     assert_any_layout,
@@ -18,6 +17,7 @@ from properties import (
 from torch import Tensor
 
 from artsy_ext import ops
+from artsy_ext.ops import reference
 from artsy_ext.ops.encode_spikes.reference import philox
 
 ALL = 0xFFFFFFFF
@@ -61,13 +61,13 @@ def thresholds(index: int, steps: int, seed: int) -> list[float]:
     return [(word >> 8) / 2**24 for word in words[:steps]]
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("steps", [1, 4, 7])
-@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63 - 1, -1])
-@pytest.mark.parametrize("offset", [0, 2**32 - 1, 2**32, 2**40 + 5])
-def test_bits_of_the_generator(steps, seed, offset, device):
+@pytest.mark.parametrize(
+    ("seed", "offset"), [(0, 0), (1, 2**32 - 1), (2**32, 2**32), (2**63 - 1, 2**40 + 5), (-1, 2**32 - 2)]
+)
+def test_bits_of_the_generator(steps: int, seed: int, offset: int, device: str) -> None:
     """A spike where x is above its number, none where x is at it: every one of the 24 bits is pinned down."""
-    count = 3
+    count = 4
     number = torch.tensor([thresholds(offset + i, steps, seed) for i in range(count)], device=device).T
     for t in range(steps):
         at, above = number[t], number[t] + 2.0**-24
@@ -128,15 +128,15 @@ def test_infinite_values_count_as_0_and_1(code):
 
 @pytest.mark.parametrize("code", ["rate", "latency"])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, *FLOATING])
-def test_every_dtype_has_the_same_spikes(code, dtype):
-    x = torch.rand(40)
-    spikes = ops.encode_spikes(x, 5, code=code, dtype=dtype)
+@pytest.mark.parametrize("size", [41, 516])  # some GPU kernels take four neighbours at once
+def test_every_dtype_has_the_same_spikes(code: str, dtype: torch.dtype, size: int, device: str) -> None:
+    x = torch.rand(size)
+    spikes = ops.encode_spikes(x.to(device), 5, code=code, dtype=dtype)
     assert spikes.dtype == dtype
-    assert torch.equal(spikes.bool(), ops.encode_spikes(x, 5, code=code))
+    assert torch.equal(spikes.bool().cpu(), reference.encode_spikes(x, 5, code=code))
     assert set(spikes.unique().tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize(
     ("steps", "x", "step"),
@@ -153,7 +153,7 @@ def test_every_dtype_has_the_same_spikes(code, dtype):
         (3, [0, -0.0, -1, 2], [None, None, None, 0]),
     ],
 )
-def test_latency_table(steps, x, step, dtype, device):
+def test_latency_table(steps: int, x: list, step: list, dtype: torch.dtype, device: str) -> None:
     expected = torch.zeros(steps, len(x), dtype=torch.bool, device=device)
     for i, t in enumerate(step):
         if t is not None:
@@ -193,16 +193,17 @@ def test_no_gradient_through_latency():
 @pytest.mark.parametrize("code", ["rate", "latency"])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
 @pytest.mark.parametrize(("steps", "shape"), [(0, (3,)), (0, ()), (5, (0,)), (5, (3, 0, 2)), (5, ())])
-def test_empty_and_scalar(code, dtype, steps, shape):
-    x = torch.rand(shape, requires_grad=True)
+def test_empty_and_scalar(code: str, dtype: torch.dtype, steps: int, shape: tuple[int, ...], device: str) -> None:
+    x = torch.rand(shape, device=device, requires_grad=True)
     spikes = ops.encode_spikes(x, steps, code=code, dtype=dtype)
     assert (spikes.shape, spikes.dtype) == ((steps, *shape), dtype)
     if spikes.requires_grad:
-        assert torch.equal(*torch.autograd.grad(spikes.sum(), x), torch.full(shape, steps * float(code == "rate")))
+        expected = torch.full(shape, steps * float(code == "rate"), device=device)
+        assert torch.equal(*torch.autograd.grad(spikes.sum(), x), expected)
 
 
-def test_layout_counts_elements_not_addresses():
-    x = torch.rand(5, 6)
+def test_layout_counts_elements_not_addresses(device: str) -> None:
+    x = torch.rand(5, 6, device=device)
     for layout in LAYOUTS:
         assert torch.equal(ops.encode_spikes(laid_out(x, layout), 4), ops.encode_spikes(x, 4))
 

@@ -20,7 +20,8 @@ from properties import (
     sliced,
     tensors,
 )
-from stdp_cases import Problem, problems, scalar_stdp
+from stdp_cases import Problem, jumps, problems, scalar_stdp
+from stdp_cases import random_problem as any_problem
 from torch import Tensor
 
 from artsy_ext import ops
@@ -61,118 +62,116 @@ def one_synapse(
     return weight.item(), traces
 
 
+RULE_TABLE = [
+    pytest.param({}, 64, 48, id="inclusive-all"),
+    # LTP 1/2 + 3/4 + 3/8 = 13/8, LTD 5/16: 26 − 10.
+    pytest.param({"timing": "exclusive"}, 64, 80, id="exclusive-all"),
+    # LTP 1 + 1/2 + 1 = 5/2, LTD 1 + 1 = 2: 40 − 64.
+    pytest.param({"pairing": "nearest"}, 64, 40, id="inclusive-nearest"),
+    # LTP 1/2 + 1/2 + 1/4 = 5/4, LTD 1/4: 20 − 8.
+    pytest.param({"pairing": "nearest", "timing": "exclusive"}, 64, 76, id="exclusive-nearest"),
+    # x doubles, y halves: 116 − 37, and for nearest 80 − 32.
+    pytest.param({"gain_pre": 2.0, "gain_post": 0.5}, 1, 80, id="gain-all"),
+    pytest.param({"gain_pre": 2.0, "gain_post": 0.5, "pairing": "nearest"}, 1, 49, id="gain-nearest"),
+    # Three post spikes, each 16·1/2 less: −16 − 24; exclusive: 16 − 24.
+    pytest.param({"x_target": 0.5}, 64, 24, id="x_target"),
+    pytest.param({"x_target": 0.5, "timing": "exclusive"}, 64, 56, id="x_target-exclusive"),
+    # Nothing decays: x = 1 2 2 3, y = 0 1 2 3: 16·7 − 32·4.
+    pytest.param({"decay_pre": 1.0, "decay_post": 1.0}, 64, 48, id="decay-1"),
+    # Only coincidences: t=1 and t=3, 16 − 32 each; with exclusive timing nothing.
+    pytest.param({"decay_pre": 0.0, "decay_post": 0.0}, 64, 32, id="decay-0"),
+    pytest.param({"decay_pre": 0.0, "decay_post": 0.0, "timing": "exclusive"}, 64, 64, id="decay-0-exclusive"),
+    # Anti-Hebbian: the sign of the amplitudes is free.
+    pytest.param({"a_plus": -16.0, "a_minus": -32.0}, 64, 80, id="negative-amplitudes"),
+    pytest.param({"a_plus": 0.0}, 64, -10, id="only-ltd"),
+    pytest.param({"a_minus": 0.0}, 64, 122, id="only-ltp"),
+    # 64 → 32 + 0 → 16 − 8 → 4 + 12 → 8 − 20.
+    pytest.param({"weight_decay": 0.5}, 64, -12, id="weight_decay"),
+    # Decayed to 0 at each step: only the last change is left.
+    pytest.param({"weight_decay": 1.0}, 64, -20, id="weight_decay-1"),
+    # ΔW = W₀·(−16).
+    pytest.param({"dependence": "proportional"}, 2, -30, id="proportional-call"),
+    # W ← W·(1 + Δ): 2 · 1 · (−7) · 13 · (−19).
+    pytest.param({"dependence": "proportional", "evaluate": "step"}, 2, 3458, id="proportional-step"),
+    # f = W₀ = 2, read before the first decay: 1 + 0; 1/2 − 16 = −31/2; −31/4 + 24 = 65/4; 65/8 − 40 = −255/8.
+    pytest.param({"dependence": "proportional", "weight_decay": 0.5}, 2, -31.875, id="proportional-call-decay"),
+    # f is read after the decay, W ← W/2·(1 + Δ): 2 → 1 → −7/2 → −91/4 → 1729/8.
+    pytest.param(
+        {"dependence": "proportional", "weight_decay": 0.5, "evaluate": "step"},
+        2,
+        216.125,
+        id="proportional-step-decay",
+    ),
+    # f₊ = 4 − 1 = 3, f₋ = 1 − 0: 58·3 − 74·1 = 100; squared: 58·9 − 74 = 448; from 3: 58·1 − 74·9 = −608.
+    pytest.param({"dependence": "soft", "w_min": 0.0, "w_max": 4.0}, 1, 101, id="soft"),
+    pytest.param({"dependence": "soft", "w_min": 0.0, "w_max": 4.0, "exponent": 2.0}, 1, 449, id="soft-squared"),
+    pytest.param({"dependence": "soft", "w_min": 0.0, "w_max": 4.0, "exponent": 2.0}, 3, -605, id="soft-squared-3"),
+    # Beyond a bound nothing goes further: f₊ = 0, f₋ = 6: −444; f₊ = 5, f₋ = 0: 290.
+    pytest.param({"dependence": "soft", "w_min": 0.0, "w_max": 4.0}, 6, -438, id="soft-above"),
+    pytest.param({"dependence": "soft", "w_min": 0.0, "w_max": 4.0}, -1, 289, id="soft-below"),
+    # With a_plus = 1, a_minus = 2:  t=1: 2 + 2·3/2 − 2·2·1 = 1;  t=2: 1 + 3·3/4 = 13/4;
+    # t=3: 13/4 + 3/4·11/8 − 2·13/4·21/16 = (104 + 33 − 273)/32 = −17/4.
+    pytest.param(
+        {**UNIT_AMPLITUDES, "dependence": "soft", "w_min": 0.0, "w_max": 4.0, "evaluate": "step"},
+        2,
+        -4.25,
+        id="soft-step",
+    ),
+    # [W < 4], [W > 0]: at 4 only depression (−74), at 0 only potentiation (+58), between them both.
+    pytest.param({"dependence": "hard", "w_min": 0.0, "w_max": 4.0}, 4, -70, id="hard-at-w_max"),
+    pytest.param({"dependence": "hard", "w_min": 0.0, "w_max": 4.0}, 0, 58, id="hard-at-w_min"),
+    pytest.param({"dependence": "hard", "w_min": 0.0, "w_max": 4.0}, 2, -14, id="hard-between"),
+    # 2 → 2 − 8 = −6 → −6 + 12 = 6 → potentiation off: 6 − 42.
+    pytest.param({"dependence": "hard", "w_min": 0.0, "w_max": 4.0, "evaluate": "step"}, 2, -36, id="hard-step"),
+    # Without bounds hard is none.
+    pytest.param({"dependence": "hard"}, 64, 48, id="hard-unbounded"),
+    # 60 − 16 = 44; at the end into [0, 30]; at each step 60 → 30 → 22 → 34 → 30 → 10.
+    pytest.param({"w_min": 0.0, "w_max": 30.0}, 60, 44, id="clamp-never"),
+    pytest.param({"w_min": 0.0, "w_max": 30.0, "clamp": "end"}, 60, 30, id="clamp-end"),
+    pytest.param({"w_min": 0.0, "w_max": 30.0, "clamp": "step"}, 60, 10, id="clamp-step"),
+    # One bound only: 4 → −4 → 0 → 12 → −8 → 0;  4 → 0 → −8 → 4 → 0 → −20.
+    pytest.param({"w_min": 0.0, "clamp": "step"}, 4, 0, id="clamp-step-below"),
+    pytest.param({"w_max": 0.0, "clamp": "step"}, 4, -20, id="clamp-step-above"),
+    # Clamping and hard bounds together: 2 → −6 → 0 → 12 → 4 → f₊ off: 4 − 42 → 0.
+    pytest.param(
+        {"dependence": "hard", "evaluate": "step", "clamp": "step", "w_min": 0.0, "w_max": 4.0},
+        2,
+        0,
+        id="hard-clamp",
+    ),
+    # e = 1/2·e + Δ: 0, −8, 8, −16, and their sum.
+    pytest.param({"eligibility": 0.5}, 64, 48, id="eligibility"),
+    # Read one step later: 0 + 0 − 8 + 8.
+    pytest.param({"eligibility": 0.5, "modulation_delay": 1}, 64, 64, id="eligibility-delay"),
+    # Forgotten at once: the plain rule, one step later without its last step (−16 + 20).
+    pytest.param({"eligibility": 0.0}, 64, 48, id="eligibility-0"),
+    pytest.param({"eligibility": 0.0, "modulation_delay": 1}, 64, 68, id="eligibility-0-delay"),
+    # Never forgotten: 0 − 8 + 4 − 16.
+    pytest.param({"eligibility": 1.0}, 64, 44, id="eligibility-1"),
+    # Slow traces, decay 1/2 both, read without this step's spike: pre 0 1/2 3/4 3/8, post 0 0 1/2 3/4.
+    # LTP Σ post·x·(16 + 8·slow post) = 3/2·16 + 3/4·20 + 11/8·22 = 24 + 15 + 121/4
+    # LTD Σ pre·y·(32 + 16·slow pre) = 1·40 + 21/16·38 = 40 + 399/8;  together −165/8.
+    pytest.param({"triplet": Triplet(0.5, 0.5, 8.0, 16.0)}, 64, 43.375, id="triplet"),
+    # Exclusive: 1/2·16 + 3/4·20 + 3/8·22 − 5/16·38 = 8 + 15 + 33/4 − 95/8 = 155/8.
+    pytest.param({"triplet": Triplet(0.5, 0.5, 8.0, 16.0), "timing": "exclusive"}, 64, 83.375, id="triplet-exclusive"),
+    # Different decays, 1/4 and 1: slow pre 0 1/4 5/16 5/64, slow post 0 0 1 2; triplet terms alone:
+    # 8·(3/4·1 + 11/8·2) − 16·(1·1/4 + 21/16·5/64) = 28 − 4 − 105/64.
+    pytest.param(
+        {"triplet": Triplet(0.25, 1.0, 8.0, 16.0), "a_plus": 0.0, "a_minus": 0.0}, 0, 22.359375, id="triplet-alone"
+    ),
+    # No effect: bounds that nothing reads, an exponent without soft bounds, a delay without eligibility,
+    # a triplet of amplitude 0.
+    pytest.param({"w_min": 0.0, "w_max": 1.0}, 64, 48, id="bounds-unread"),
+    pytest.param({"exponent": 3.0}, 64, 48, id="exponent-unread"),
+    pytest.param({"modulation_delay": 1}, 64, 48, id="delay-unread"),
+    pytest.param({"evaluate": "step"}, 64, 48, id="evaluate-unread"),
+    pytest.param({"triplet": Triplet(0.5, 0.5, 0.0, 0.0)}, 64, 48, id="triplet-0"),
+]
+
+
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(
-    ("fields", "before", "after"),
-    [
-        pytest.param({}, 64, 48, id="inclusive-all"),
-        # LTP 1/2 + 3/4 + 3/8 = 13/8, LTD 5/16: 26 − 10.
-        pytest.param({"timing": "exclusive"}, 64, 80, id="exclusive-all"),
-        # LTP 1 + 1/2 + 1 = 5/2, LTD 1 + 1 = 2: 40 − 64.
-        pytest.param({"pairing": "nearest"}, 64, 40, id="inclusive-nearest"),
-        # LTP 1/2 + 1/2 + 1/4 = 5/4, LTD 1/4: 20 − 8.
-        pytest.param({"pairing": "nearest", "timing": "exclusive"}, 64, 76, id="exclusive-nearest"),
-        # x doubles, y halves: 116 − 37, and for nearest 80 − 32.
-        pytest.param({"gain_pre": 2.0, "gain_post": 0.5}, 1, 80, id="gain-all"),
-        pytest.param({"gain_pre": 2.0, "gain_post": 0.5, "pairing": "nearest"}, 1, 49, id="gain-nearest"),
-        # Three post spikes, each 16·1/2 less: −16 − 24; exclusive: 16 − 24.
-        pytest.param({"x_target": 0.5}, 64, 24, id="x_target"),
-        pytest.param({"x_target": 0.5, "timing": "exclusive"}, 64, 56, id="x_target-exclusive"),
-        # Nothing decays: x = 1 2 2 3, y = 0 1 2 3: 16·7 − 32·4.
-        pytest.param({"decay_pre": 1.0, "decay_post": 1.0}, 64, 48, id="decay-1"),
-        # Only coincidences: t=1 and t=3, 16 − 32 each; with exclusive timing nothing.
-        pytest.param({"decay_pre": 0.0, "decay_post": 0.0}, 64, 32, id="decay-0"),
-        pytest.param({"decay_pre": 0.0, "decay_post": 0.0, "timing": "exclusive"}, 64, 64, id="decay-0-exclusive"),
-        # Anti-Hebbian: the sign of the amplitudes is free.
-        pytest.param({"a_plus": -16.0, "a_minus": -32.0}, 64, 80, id="negative-amplitudes"),
-        pytest.param({"a_plus": 0.0}, 64, -10, id="only-ltd"),
-        pytest.param({"a_minus": 0.0}, 64, 122, id="only-ltp"),
-        # 64 → 32 + 0 → 16 − 8 → 4 + 12 → 8 − 20.
-        pytest.param({"weight_decay": 0.5}, 64, -12, id="weight_decay"),
-        # Decayed to 0 at each step: only the last change is left.
-        pytest.param({"weight_decay": 1.0}, 64, -20, id="weight_decay-1"),
-        # ΔW = W₀·(−16).
-        pytest.param({"dependence": "proportional"}, 2, -30, id="proportional-call"),
-        # W ← W·(1 + Δ): 2 · 1 · (−7) · 13 · (−19).
-        pytest.param({"dependence": "proportional", "evaluate": "step"}, 2, 3458, id="proportional-step"),
-        # f = W₀ = 2, read before the first decay: 1 + 0; 1/2 − 16 = −31/2; −31/4 + 24 = 65/4; 65/8 − 40 = −255/8.
-        pytest.param({"dependence": "proportional", "weight_decay": 0.5}, 2, -31.875, id="proportional-call-decay"),
-        # f is read after the decay, W ← W/2·(1 + Δ): 2 → 1 → −7/2 → −91/4 → 1729/8.
-        pytest.param(
-            {"dependence": "proportional", "weight_decay": 0.5, "evaluate": "step"},
-            2,
-            216.125,
-            id="proportional-step-decay",
-        ),
-        # f₊ = 4 − 1 = 3, f₋ = 1 − 0: 58·3 − 74·1 = 100; squared: 58·9 − 74 = 448; from 3: 58·1 − 74·9 = −608.
-        pytest.param({"dependence": "soft", "w_min": 0.0, "w_max": 4.0}, 1, 101, id="soft"),
-        pytest.param({"dependence": "soft", "w_min": 0.0, "w_max": 4.0, "exponent": 2.0}, 1, 449, id="soft-squared"),
-        pytest.param({"dependence": "soft", "w_min": 0.0, "w_max": 4.0, "exponent": 2.0}, 3, -605, id="soft-squared-3"),
-        # Beyond a bound nothing goes further: f₊ = 0, f₋ = 6: −444; f₊ = 5, f₋ = 0: 290.
-        pytest.param({"dependence": "soft", "w_min": 0.0, "w_max": 4.0}, 6, -438, id="soft-above"),
-        pytest.param({"dependence": "soft", "w_min": 0.0, "w_max": 4.0}, -1, 289, id="soft-below"),
-        # With a_plus = 1, a_minus = 2:  t=1: 2 + 2·3/2 − 2·2·1 = 1;  t=2: 1 + 3·3/4 = 13/4;
-        # t=3: 13/4 + 3/4·11/8 − 2·13/4·21/16 = (104 + 33 − 273)/32 = −17/4.
-        pytest.param(
-            {**UNIT_AMPLITUDES, "dependence": "soft", "w_min": 0.0, "w_max": 4.0, "evaluate": "step"},
-            2,
-            -4.25,
-            id="soft-step",
-        ),
-        # [W < 4], [W > 0]: at 4 only depression (−74), at 0 only potentiation (+58), between them both.
-        pytest.param({"dependence": "hard", "w_min": 0.0, "w_max": 4.0}, 4, -70, id="hard-at-w_max"),
-        pytest.param({"dependence": "hard", "w_min": 0.0, "w_max": 4.0}, 0, 58, id="hard-at-w_min"),
-        pytest.param({"dependence": "hard", "w_min": 0.0, "w_max": 4.0}, 2, -14, id="hard-between"),
-        # 2 → 2 − 8 = −6 → −6 + 12 = 6 → potentiation off: 6 − 42.
-        pytest.param({"dependence": "hard", "w_min": 0.0, "w_max": 4.0, "evaluate": "step"}, 2, -36, id="hard-step"),
-        # Without bounds hard is none.
-        pytest.param({"dependence": "hard"}, 64, 48, id="hard-unbounded"),
-        # 60 − 16 = 44; at the end into [0, 30]; at each step 60 → 30 → 22 → 34 → 30 → 10.
-        pytest.param({"w_min": 0.0, "w_max": 30.0}, 60, 44, id="clamp-never"),
-        pytest.param({"w_min": 0.0, "w_max": 30.0, "clamp": "end"}, 60, 30, id="clamp-end"),
-        pytest.param({"w_min": 0.0, "w_max": 30.0, "clamp": "step"}, 60, 10, id="clamp-step"),
-        # One bound only: 4 → −4 → 0 → 12 → −8 → 0;  4 → 0 → −8 → 4 → 0 → −20.
-        pytest.param({"w_min": 0.0, "clamp": "step"}, 4, 0, id="clamp-step-below"),
-        pytest.param({"w_max": 0.0, "clamp": "step"}, 4, -20, id="clamp-step-above"),
-        # Clamping and hard bounds together: 2 → −6 → 0 → 12 → 4 → f₊ off: 4 − 42 → 0.
-        pytest.param(
-            {"dependence": "hard", "evaluate": "step", "clamp": "step", "w_min": 0.0, "w_max": 4.0},
-            2,
-            0,
-            id="hard-clamp",
-        ),
-        # e = 1/2·e + Δ: 0, −8, 8, −16, and their sum.
-        pytest.param({"eligibility": 0.5}, 64, 48, id="eligibility"),
-        # Read one step later: 0 + 0 − 8 + 8.
-        pytest.param({"eligibility": 0.5, "modulation_delay": 1}, 64, 64, id="eligibility-delay"),
-        # Forgotten at once: the plain rule, one step later without its last step (−16 + 20).
-        pytest.param({"eligibility": 0.0}, 64, 48, id="eligibility-0"),
-        pytest.param({"eligibility": 0.0, "modulation_delay": 1}, 64, 68, id="eligibility-0-delay"),
-        # Never forgotten: 0 − 8 + 4 − 16.
-        pytest.param({"eligibility": 1.0}, 64, 44, id="eligibility-1"),
-        # Slow traces, decay 1/2 both, read without this step's spike: pre 0 1/2 3/4 3/8, post 0 0 1/2 3/4.
-        # LTP Σ post·x·(16 + 8·slow post) = 3/2·16 + 3/4·20 + 11/8·22 = 24 + 15 + 121/4
-        # LTD Σ pre·y·(32 + 16·slow pre) = 1·40 + 21/16·38 = 40 + 399/8;  together −165/8.
-        pytest.param({"triplet": Triplet(0.5, 0.5, 8.0, 16.0)}, 64, 43.375, id="triplet"),
-        # Exclusive: 1/2·16 + 3/4·20 + 3/8·22 − 5/16·38 = 8 + 15 + 33/4 − 95/8 = 155/8.
-        pytest.param(
-            {"triplet": Triplet(0.5, 0.5, 8.0, 16.0), "timing": "exclusive"}, 64, 83.375, id="triplet-exclusive"
-        ),
-        # Different decays, 1/4 and 1: slow pre 0 1/4 5/16 5/64, slow post 0 0 1 2; triplet terms alone:
-        # 8·(3/4·1 + 11/8·2) − 16·(1·1/4 + 21/16·5/64) = 28 − 4 − 105/64.
-        pytest.param(
-            {"triplet": Triplet(0.25, 1.0, 8.0, 16.0), "a_plus": 0.0, "a_minus": 0.0}, 0, 22.359375, id="triplet-alone"
-        ),
-        # No effect: bounds that nothing reads, an exponent without soft bounds, a delay without eligibility,
-        # a triplet of amplitude 0.
-        pytest.param({"w_min": 0.0, "w_max": 1.0}, 64, 48, id="bounds-unread"),
-        pytest.param({"exponent": 3.0}, 64, 48, id="exponent-unread"),
-        pytest.param({"modulation_delay": 1}, 64, 48, id="delay-unread"),
-        pytest.param({"evaluate": "step"}, 64, 48, id="evaluate-unread"),
-        pytest.param({"triplet": Triplet(0.5, 0.5, 0.0, 0.0)}, 64, 48, id="triplet-0"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "before", "after"), RULE_TABLE)
 def test_rule_table(fields, before, after, dtype, device):
     assert one_synapse(before, PRE, POST, fields, dtype, device)[0] == after
 
@@ -288,8 +287,7 @@ def test_trace_table(fields, traces, change, after, dtype):
 
 
 @pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize("device", DEVICES)
-def test_which_spike_meets_which_synapse(dtype, device):
+def test_which_spike_meets_which_synapse(dtype: torch.dtype, device: str) -> None:
     """Two samples, sub-networks and post-synaptic, three pre-synaptic neurons; every number tells where it came from.
 
     Exclusive timing, T = 2, decay_pre = 1/2, decay_post = 1/4. Before t = 0 nothing is traced, so that all happens at
@@ -1097,3 +1095,109 @@ def test_compile_a_training_step(backend):
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(weights[1], weights[0])
     assert not torch.equal(weights[0], weight)
+
+
+# On a GPU. Tiles are 64 by 128, or 32 (16 in fp64) by 64, with 16 rows or 8 samples at a time.
+
+
+def frozen(problem: Problem) -> Problem:
+    """With a rule that does not look at the weights of the steps: what a GPU sums on tensor cores, in fp32."""
+    clamp = "end" if problem.rule.clamp == "step" else problem.rule.clamp
+    rule = replace(problem.rule, evaluate="call", clamp=clamp, eligibility=None)
+    traces = problem.keywords["traces"]
+    keywords = problem.keywords | {"traces": traces and traces._replace(eligibility=None)}
+    return Problem(problem.weight, problem.pre, problem.post, rule, keywords)
+
+
+def assert_equals_the_definition(problem: Problem, gpu: str) -> None:
+    dtype = problem.weight.dtype
+    exact = problem.to(torch.float64, "cpu")
+    weight, traces = run(ops.reference.stdp, exact)
+    ours, our_traces = run(ops.stdp, problem.to(dtype, gpu))
+    assert all(tensor.dtype == dtype for tensor in tensors((ours, our_traces)))
+    for actual, expected in zip(tensors((ours, our_traces)), tensors((weight, traces)), strict=True):
+        scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+        tolerance = scale * (1e-11 if dtype == torch.float64 else 1e-6 if actual is not ours else 1e-5)
+        torch.testing.assert_close(actual.double().cpu(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "sizes",  # within a tile; over the edges of both; of one; many samples; a product cut in two
+    [(6, 3, 2, 5, 7), (5, 2, 2, 69, 133), (3, 2, 1, 16, 132), (4, 19, 3, 9, 12), (17, 32, 1, 16, 8)],
+    ids=str,
+)
+def test_random_rules_on_a_gpu(sizes: tuple[int, ...], gpu: str) -> None:
+    for seed in range(6):
+        dtype = torch.float64 if seed == 5 else torch.float32
+        problem = any_problem(100 * sum(sizes) + seed, sizes, (0.02, 0.2, 1.0)[seed % 3], dtype)
+        if seed < 3:
+            problem = frozen(problem)
+        if not jumps(problem.rule):
+            assert_equals_the_definition(problem, gpu)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_rule_table_on_a_gpu(dtype: torch.dtype, gpu: str) -> None:
+    for case in RULE_TABLE:
+        fields, before, after = case.values
+        assert one_synapse(before, PRE, POST, fields, dtype, gpu)[0] == after, case.id
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_every_row_of_the_scan_on_a_gpu(shared: bool, gpu: str) -> None:
+    """Neuron k of the post-synaptic side spikes in row k alone, so that its weights are that row of Z."""
+    T, B, S, I = 9, 3, 2, 20
+    post = torch.eye(T * B, dtype=torch.bool).view(T, B, 1, T * B).expand(-1, -1, S, -1)
+    for name, amplitudes in (("plain", [0.2, 0.2]), ("plain", [0.2, 0.1]), ("exclusive-mean", [1e-9, 3e-9])):
+        a_plus = torch.tensor(amplitudes)
+        rule = replace(RULES[name], a_plus=a_plus, a_minus=a_plus / 2)
+        problem = random_problem(rule, (T, B, S, T * B, I), dtype=torch.float32, shared=shared, graded=not shared)
+        problem.post, problem.weight = post, torch.zeros(S, T * B, I)
+        problem.keywords["traces"] = problem.keywords["mask"] = None
+        expected = run(ops.reference.stdp, problem.to(torch.float64, "cpu"))[0]
+        actual = run(ops.stdp, problem.to(torch.float32, gpu))[0].double().cpu()
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["plain", "nearest", "soft-call", "hard", "everything"])
+def test_pure_in_place_and_consolidated_on_a_gpu(name: str, gpu: str) -> None:
+    problem = random_problem(RULES[name], (5, 3, 2, 16, 12), dtype=torch.float32, traces=name != "plain")
+    problem.keywords["mask"] = None if name == "plain" else problem.keywords["mask"]
+    problem = problem.to(torch.float32, gpu)
+    arguments = (problem.weight, problem.pre, problem.post, problem.rule)
+    assert_pure(ops.stdp, *arguments, **problem.keywords)
+    assert_any_layout(ops.stdp, *arguments, **problem.keywords)
+    expected = run(ops.stdp, problem)
+    functional = torch.rand_like(problem.weight) < 0.5
+    both = ops.stdp_consolidate(
+        problem.weight, functional, problem.pre, problem.post, problem.rule, 0.4, 0.2, **problem.keywords
+    )
+    assert_same_bits(both, (*expected, ops.consolidate(expected[0], functional, 0.4, 0.2)))
+    version = problem.weight._version
+    assert_same_bits(run(ops.stdp_, problem), expected)
+    assert problem.weight._version > version
+
+
+@pytest.mark.parametrize("name", ["plain", "triplet", "soft", "eligibility"])
+def test_empty_on_a_gpu(name: str, gpu: str) -> None:
+    for empty in range(5):
+        sizes = [3, 2, 2, 3, 5]
+        sizes[empty] = 0
+        problem = random_problem(RULES[name], tuple(sizes), dtype=torch.float32)
+        assert_equals_the_definition(problem, gpu)
+
+
+def test_a_bool_of_any_byte_is_one_spike_on_a_gpu(gpu: str) -> None:
+    problem = random_problem(RULES["plain"], (4, 3, 1, 16, 8), dtype=torch.float32, traces=False, factors=False)
+    problem = problem.to(torch.float32, gpu)
+    expected = run(ops.stdp, problem)
+    for factor in (2, 128, 255):
+        problem.pre, problem.post = ((s.to(torch.uint8) * factor).view(torch.bool) for s in (problem.pre, problem.post))
+        assert_same_bits(run(ops.stdp, problem), expected)
+        problem.pre, problem.post = ((s.view(torch.uint8) != 0) for s in (problem.pre, problem.post))
+
+
+@pytest.mark.parametrize("name", ["absent", "everything"])
+def test_opcheck_on_a_gpu(name: str, gpu: str) -> None:
+    problem = SAMPLES[name]().to(torch.float32, gpu)
+    torch.library.opcheck(torch.ops.artsy.stdp.default, flat(problem), problem.rule.flatten())

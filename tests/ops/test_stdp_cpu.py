@@ -7,28 +7,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from properties import ISAS, assert_same_bits, supported, tensors
-from stdp_cases import SIZES, Problem, random_problem, run
+from stdp_cases import SIZES, Problem, assert_close, jumps, random_problem, run
 
 from artsy_ext import ops
 from artsy_ext.ops import STDPRule, reference
-
-
-def assert_close(actual: Any, expected: Any) -> None:
-    """Sums in another order: relative to the largest number of each tensor."""
-    for a, b in zip(tensors(actual), tensors(expected), strict=True):
-        scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
-        tolerance = scale * (1e-11 if b.dtype == torch.float64 else 2e-5)
-        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
-
-
-def jumps(rule: STDPRule) -> bool:
-    """A weight at a bound may be taken for one beyond it in single precision."""
-    return rule.dependence == "hard" and rule.evaluate == "step"
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.2, 0.7, 1.0])

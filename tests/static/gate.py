@@ -32,9 +32,9 @@ NVIDIA = ("sm_80", "sm_90", "sm_100")
 AMD = ("gfx942",)
 
 LOCAL = r"(LDL|STL)\b.*|scratch_\w+"
-PROMISES = {  # instructions on NVIDIA's and AMD's GPUs; None where an architecture has nothing of the kind
-    "128-bit loads": (r"LDG\.E\b.*\b128\b.*|LDGSTS\b.*\b128", r"global_load_dwordx4"),
-    "128-bit stores": (r"STG\.E\b.*\b128\b.*", r"global_store_dwordx4"),
+PROMISES = {  # instructions on NVIDIA's and AMD's GPUs, or wider; None where an architecture has nothing of the kind
+    "128-bit loads": (r"LDG\.E\b.*\b(128|256)\b.*|LDGSTS\b.*\b128", r"global_load_dwordx4"),
+    "128-bit stores": (r"STG\.E\b.*\b(128|256)\b.*", r"global_store_dwordx4"),
     "tensor cores": (r"(HMMA|HGMMA|UTCHMMA|IMMA|DMMA)\b.*", r"v_mfma_\w+"),
     "asynchronous copies": (r"(LDGSTS|UTMALDG|UBLKCP)\b.*", None),
 }
@@ -162,7 +162,8 @@ def _cubin(source: Path, architecture: str) -> tuple[Path, str]:
         "-isystem", str(include / "torch/csrc/api/include"), "-I", str(ROOT / "csrc"), "-Werror=all-warnings",
         "-Xptxas=-v", "--cubin", f"-arch={architecture}",
     ]  # fmt: skip
-    inputs = [source, *sorted(path for path in (ROOT / "csrc/cuda").iterdir() if path.suffix != ".cu")]
+    headers = (path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cuh", ".h"))
+    inputs = [source, ROOT / "csrc/cuda/nvcc.options", *sorted(headers)]
     key = hashlib.sha256(repr((command, toolkit().version, torch.__version__)).encode())
     for path in inputs:
         key.update(path.read_bytes())
@@ -376,6 +377,11 @@ def cuda_ops(source: Path) -> list[str]:
     return re.findall(r'm\.impl\("(\w+)"', source.read_text())
 
 
+def _forward_and_backward(ops: list[str]) -> list[list[str]]:
+    backward = [op for op in ops if op.endswith("_backward")]
+    return [some for some in ([op for op in ops if op not in backward], backward) if some]
+
+
 def table() -> str:
     """Every op with CUDA kernels, the kernels, what executes them without a GPU, and what they need."""
     lines = [
@@ -391,9 +397,9 @@ def table() -> str:
     ]
     budget = read_budget()
     for source in cuda_sources():
-        for op in cuda_ops(source):
+        for ops in _forward_and_backward(cuda_ops(source)):
             for kernel in declared(headers_of(source)):
-                if len(cuda_ops(source)) > 1 and op.endswith("_backward") != ("_grad_" in kernel.name):
+                if len(cuda_ops(source)) > len(ops) and ops[0].endswith("_backward") != ("_grad_" in kernel.name):
                     continue
                 needs = {
                     architecture: [
@@ -407,7 +413,8 @@ def table() -> str:
                 shared = max(n.shared for n in needs[NVIDIA[0]])
                 promises = "; ".join(line.removeprefix("Machine code").lstrip(": ") for line in kernel.promises)
                 lines.append(
-                    f"| `{op}` | `{kernel.name}` | `pytest -m emulated tests/ops/test_{source.stem}.py` "
+                    f"| {', '.join(f'`{op}`' for op in ops)} | `{kernel.name}` "
+                    f"| `pytest -m emulated tests/ops/test_{source.stem}.py` "
                     f"| {len(needs[NVIDIA[0]])} | {registers} | {shared} B | {promises} |"
                 )
     return "\n".join(lines) + "\n"
