@@ -42,6 +42,7 @@ def register(
     fake: Kernel,
     *,
     differentiable: bool = False,
+    saves: bool = False,
     autocast: Autocast = None,
 ) -> None:
     """Registers `artsy::<name>`.
@@ -50,6 +51,7 @@ def register(
     definition: the reference.
     fake: the definition's results as empty tensors, from shapes alone; called as the definition is.
     differentiable: also registers `<name>_backward`, which differentiates the definition.
+    saves: the last of the results is for the gradient alone: `<name>_backward` takes it behind those of the others.
     autocast: "lower" follows the region's dtype, "float32" stays in fp32, None leaves the arguments as they come.
     """
 
@@ -66,36 +68,41 @@ def register(
     torch.library.register_fake(f"artsy::{name}", fake_kernel, lib=_fragment)
     op = getattr(torch.ops.artsy, name).default
     if differentiable:
-        _register_gradient(name, op, kernel)
+        _register_gradient(name, op, kernel, saves)
     _register_autocast(name, autocast)
 
 
-def _register_gradient(name: str, op: Any, kernel: Kernel) -> None:
+def _register_gradient(name: str, op: Any, kernel: Kernel, saves: bool) -> None:
     backward = getattr(torch.ops.artsy, f"{name}_backward").default
     arguments = [a for a in op._schema.arguments if not a.kwarg_only]
     defaults = [a.default_value for a in arguments]
-    several = len(op._schema.returns) > 1
+    several = len(op._schema.returns) > 1 + saves
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
         inputs = (*inputs, *defaults[len(inputs) :])
         ctx.keywords = keyword_only_inputs
         ctx.others = [None if isinstance(a, Tensor) else a for a in inputs]
         ctx.tensor_at = [i for i, a in enumerate(inputs) if isinstance(a, Tensor)]
-        ctx.save_for_backward(*(inputs[i] for i in ctx.tensor_at))
+        saved = output[-1:] if saves else ()
+        ctx.mark_non_differentiable(*saved)
+        ctx.save_for_backward(*saved, *(inputs[i] for i in ctx.tensor_at))
 
     def without_keywords(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         setup_context(ctx, inputs, {}, output)
 
     def gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         inputs = list(ctx.others)
-        for i, tensor in zip(ctx.tensor_at, ctx.saved_tensors, strict=True):
+        saved, tensors = ctx.saved_tensors[:saves], ctx.saved_tensors[saves:]
+        for i, tensor in zip(ctx.tensor_at, tensors, strict=True):
             inputs[i] = tensor
         needs = [bool(n) for n in ctx.needs_input_grad[: len(arguments)]]
         needs += [False] * (len(arguments) - len(needs))
-        found = iter(backward(list(grads) if several else grads[0], *inputs, **ctx.keywords, needs=needs))
+        given = list(grads[: len(grads) - saves]) if several else grads[0]
+        found = iter(backward(given, *saved, *inputs, **ctx.keywords, needs=needs))
         return tuple(next(found) if need else None for need in needs)
 
     def backward_kernel(grad: Any, *inputs: Any, needs: Sequence[bool], **keywords: Any) -> list[Tensor]:
+        inputs = inputs[saves:]
         inputs = (*inputs, *defaults[len(inputs) :])
         wanted: list[Tensor] = []
         leaves = []
@@ -106,6 +113,8 @@ def _register_gradient(name: str, op: Any, kernel: Kernel) -> None:
             leaves.append(a)
         with _autograd_inside_a_kernel():
             outputs = kernel(*leaves, **keywords)
+            if saves:
+                outputs = outputs[:-1] if several else outputs[0]
             pairs = list(zip(outputs, grad, strict=True)) if several else [(outputs, grad)]
             pairs = [(o, g) for o, g in pairs if o.requires_grad]
             if not pairs:
@@ -117,7 +126,7 @@ def _register_gradient(name: str, op: Any, kernel: Kernel) -> None:
         return [gradient.clone(memory_format=torch.contiguous_format) for gradient in found]
 
     def backward_fake(grad: Any, *inputs: Any, needs: Sequence[bool], **keywords: Any) -> list[Tensor]:
-        wanted = [a for a, need in zip(inputs, needs, strict=False) if need]
+        wanted = [a for a, need in zip(inputs[saves:], needs, strict=False) if need]
         return [torch.empty_like(a, memory_format=torch.contiguous_format) for a in wanted]
 
     def no_second_gradient(ctx: Any, *grads: Any) -> NoReturn:

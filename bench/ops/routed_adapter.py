@@ -1,6 +1,7 @@
 """routed_adapter beside the loops over sub-networks, the gathered and the grouped product that a user would write.
 
     pytest bench/ops/routed_adapter.py -k "uniform and N197 and S20 and float32"
+    pytest bench/ops/routed_adapter.py -k scaling      # all threads against one; read the column of wall times
 
 The floor is not a peer: it is torch.mm on two matrices with as many operations, without bias, activation or routing
 (forward), and with the gradients' two, three or four products (backward).
@@ -126,22 +127,28 @@ def floor(x: Tensor, weights: Weights, wanted: str) -> Callable[[], object]:
     return products
 
 
-@pytest.mark.parametrize("wanted", ["forward", "backward", "backward of x"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("routing", ROUTINGS)
-@pytest.mark.parametrize("N", [197, 1], ids="N{}".format)
-@pytest.mark.parametrize("S", [1, 5, 20, 50, 200], ids="S{}".format)
-def test_ratio(
-    interleaved: Any, request: pytest.FixtureRequest, routing: str, S: int, N: int, dtype: torch.dtype, wanted: str
-) -> None:
-    quick = request.config.getoption("benchmark_disable")
-    D, R, P = (32, 8, 6) if quick else (768, 64, 32 if N > 1 else 512)
+def problem(routing: str, S: int, N: int, dtype: torch.dtype, small: bool) -> tuple[Tensor, Routes, Weights]:
+    D, R, P = (32, 8, 6) if small else (768, 64, 32 if N > 1 else 512)
     routes = plan_routes(F.one_hot(subnetworks(routing, P, S), S).bool())
     torch.manual_seed(0)
     x = torch.randn(P, N, D, dtype=dtype)
-    weights = tuple(
+    down, down_bias, up, up_bias = (
         torch.randn(shape, dtype=dtype) / shape[-1] ** 0.5 for shape in ((S, R, D), (S, R), (S, D, R), (S, D))
     )
+    return x, routes, (down, down_bias, up, up_bias)
+
+
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+routings = pytest.mark.parametrize("routing", ROUTINGS)
+
+
+@pytest.mark.parametrize("wanted", ["forward", "backward", "backward of x"])
+@dtypes
+@routings
+@pytest.mark.parametrize("N", [197, 1], ids="N{}".format)
+@pytest.mark.parametrize("S", [1, 5, 20, 50, 200], ids="S{}".format)
+def test_ratio(interleaved: Any, untimed: bool, routing: str, S: int, N: int, dtype: torch.dtype, wanted: str) -> None:
+    x, routes, weights = problem(routing, S, N, dtype, untimed)
     double = [w.double() for w in weights]
     tolerance = {"rtol": 0, "atol": 2e-5 if dtype == torch.float32 else 0.05}
     if wanted == "forward":
@@ -163,3 +170,27 @@ def test_ratio(
                 assert (a - b).norm() <= 50 * tolerance["atol"] * b.norm()
     mine = calls.pop("")
     interleaved(mine, calls | {"floor": floor(x, weights, wanted)})
+
+
+@pytest.mark.parametrize("wanted", ["forward", "backward"])
+@dtypes
+@routings
+def test_scaling(interleaved: Any, untimed: bool, routing: str, dtype: torch.dtype, wanted: str) -> None:
+    """All threads beside one, S=20. CPU time is the work of all of them; the ratio of wall times is the gain."""
+    all_threads = torch.get_num_threads()
+    if all_threads == 1:
+        pytest.skip("one thread")
+    x, routes, weights = problem(routing, 20, 197, dtype, untimed)
+    if wanted == "backward":
+        leaves = [x.requires_grad_(), *(w.requires_grad_() for w in weights)]
+        y, gradient = ours(x, routes, weights), torch.ones_like(x)
+
+    def run(threads: int) -> None:
+        torch.set_num_threads(threads)
+        if wanted == "backward":
+            torch.autograd.grad(y, leaves, gradient, retain_graph=True)
+        else:
+            ours(x, routes, weights)
+
+    interleaved(lambda: run(all_threads), {"1 thread": lambda: run(1)})
+    torch.set_num_threads(all_threads)

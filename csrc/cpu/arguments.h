@@ -2,6 +2,7 @@
 // expected and what came.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/DeviceType.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -42,6 +43,11 @@ inline std::string dtype_name(ScalarType type) {
     default:
       return torch::headeronly::toString(type);
   }
+}
+
+// As torch::stable::contiguous, which goes through the dispatcher even where there is nothing to do.
+inline Tensor made_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 inline std::string shape_of(const Tensor& tensor) {
@@ -85,9 +91,9 @@ class Check {
   }
 
   void device(const std::string& name, const Tensor& value) const {
-    require(value.device().type() == device_ && value.get_device_index() == index_,
-            name + " must be on " + (device_ == DeviceType::CPU ? "cpu" : "cuda:" + std::to_string(index_)) +
-                " as the other arguments, got another device");
+    if (value.device().type() != device_ || value.get_device_index() != index_)
+      fail(name + " must be on " + (device_ == DeviceType::CPU ? "cpu" : "cuda:" + std::to_string(index_)) +
+           " as the other arguments, got another device");
   }
 
   void dtype(const std::string& name, ScalarType given, std::initializer_list<ScalarType> known) const {
@@ -123,8 +129,8 @@ class Check {
   void size(const std::string& name, int64_t value, char dimension) {
     int64_t& size = sizes_[dimension - 'A'];
     if (size < 0) size = value;
-    require(value == size,
-            name + " must agree with " + dimension + "=" + std::to_string(size) + ", got " + std::to_string(value));
+    if (value != size)
+      fail(name + " must agree with " + dimension + "=" + std::to_string(size) + ", got " + std::to_string(value));
   }
 
  private:

@@ -41,7 +41,7 @@ struct Arguments {
       : check("combine_routes"),
         routes(checked_routes(check, y, sample, subnetwork, offsets, order, sample_offsets, overflow)),
         dtype(y.scalar_type()),
-        y(torch::stable::contiguous(y)) {
+        y(made_contiguous(y)) {
     for (int64_t axis = 1; axis < y.dim(); ++axis) {
       shape.push_back(y.size(axis));
       L *= y.size(axis);
@@ -49,11 +49,11 @@ struct Arguments {
     shape.insert(shape.begin(), routes.B);
     if (weight) {
       check.tensor("weight", *weight, {"P"}, {dtype});
-      this->weight = torch::stable::contiguous(*weight);
+      this->weight = made_contiguous(*weight);
     }
     if (base) {
       check_rows("base", *base);
-      this->base = torch::stable::contiguous(*base);
+      this->base = made_contiguous(*base);
     }
     routes.check_offsets(check);
     routes.check_pairs(check);
@@ -61,12 +61,13 @@ struct Arguments {
 
   // [B, ...] with the rows of y.
   void check_rows(const std::string& name, const Tensor& rows) const {
-    check.require(rows.dim() > 0, name + " must be [B, ...], got []");
-    check.require(rows.size(0) == routes.B,
-                  name + " must be [B, ...] with B=" + std::to_string(routes.B) + ", got " + shape_of(rows));
+    if (rows.dim() == 0) check.fail(name + " must be [B, ...], got []");
+    if (rows.size(0) != routes.B)
+      check.fail(name + " must be [B, ...] with B=" + std::to_string(routes.B) + ", got " + shape_of(rows));
     bool same = rows.dim() == y.dim();
     for (int64_t axis = 1; same && axis < rows.dim(); ++axis) same = rows.size(axis) == y.size(axis);
-    check.require(same, name + " must be [B, ...] with the row shape of y, " + row_shape() + ", got " + shape_of(rows));
+    if (!same)
+      check.fail(name + " must be [B, ...] with the row shape of y, " + row_shape() + ", got " + shape_of(rows));
     check.device(name, rows);
     check.dtype(name, rows.scalar_type(), {dtype});
   }
@@ -138,7 +139,7 @@ std::vector<Tensor> combine_routes_backward_cpu(const Tensor& grad, const Tensor
                                                 std::vector<bool> needs) {
   const Arguments given(y, sample, subnetwork, offsets, order, sample_offsets, overflow, weight, base);
   given.check_rows("grad", grad);
-  const Tensor gradient = torch::stable::contiguous(grad);
+  const Tensor gradient = made_contiguous(grad);
   const int64_t B = given.routes.B, P = given.routes.P, L = given.L;
 
   std::vector<Tensor> results;

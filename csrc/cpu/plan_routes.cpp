@@ -2,34 +2,22 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
 #include <string>
 #include <tuple>
-#include <utility>
 #include <vector>
+
+#include "arguments.h"
+#include "parallel.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// std::invalid_argument reaches Python as ValueError.
-[[noreturn]] void fail(const std::string& message) { throw std::invalid_argument("plan_routes: " + message); }
-
-std::string describe(const Tensor& tensor) {
-  std::ostringstream out;
-  out << torch::headeronly::toString(tensor.scalar_type()) << " [";
-  for (int64_t i = 0; i < tensor.dim(); ++i) out << (i ? ", " : "") << tensor.size(i);
-  out << "]";
-  return std::move(out).str();
-}
+using namespace artsy;
 
 Tensor indexes(int64_t size) { return torch::stable::empty({size}, ScalarType::Long); }
 
@@ -51,60 +39,82 @@ inline void for_each_functional(const uint8_t* row, int64_t S, Visit visit) {
     if (row[s]) visit(s);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> plan_routes_cpu(const Tensor& mask_in,
+// Neighbouring samples, which one thread plans.
+struct Chunk {
+  int64_t begin, end;
+  std::vector<int64_t> functional;  // the sub-networks of all pairs by sample: the mask is read once
+  std::vector<int64_t> next;        // of each sub-network: first the count, then where its next pair goes
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> plan_routes_cpu(const Tensor& given,
                                                                            std::optional<int64_t> capacity) {
-  if (mask_in.dim() != 2 || mask_in.scalar_type() != ScalarType::Bool)
-    fail("mask must be a bool tensor [B, S], got " + describe(mask_in));
-  if (capacity && *capacity < 0) fail("capacity must be >= 0, got " + std::to_string(*capacity));
+  Check check("plan_routes");
+  check.tensor("mask", given, {"BS"}, {ScalarType::Bool});
+  check.require(capacity.value_or(0) >= 0, "capacity must be >= 0, got " + std::to_string(capacity.value_or(0)));
 
-  const Tensor mask_contiguous = torch::stable::contiguous(mask_in);
-  const int64_t B = mask_contiguous.size(0), S = mask_contiguous.size(1);
-  const auto* mask = reinterpret_cast<const uint8_t*>(mask_contiguous.const_data_ptr());
+  const Tensor contiguous = made_contiguous(given);
+  const int64_t B = check.size('B'), S = check.size('S');
+  const auto* mask = reinterpret_cast<const uint8_t*>(contiguous.const_data_ptr());
 
-  Tensor offsets = indexes(S + 1), sample_offsets = indexes(B + 1);
+  const Tensor offsets = indexes(S + 1), sample_offsets = indexes(B + 1);
   auto* offset = offsets.mutable_data_ptr<int64_t>();
   auto* sample_offset = sample_offsets.mutable_data_ptr<int64_t>();
 
-  std::vector<int64_t> next(S, 0);  // first the counts, then where the next pair of each sub-network goes
-  std::vector<int64_t> functional;  // the sub-networks of all pairs by sample: the mask is read once
+  const int64_t workers = workers_for(static_cast<double>(B) * static_cast<double>(S) / 4);
+  std::vector<Chunk> chunks(std::clamp<int64_t>(B, 1, workers));
+  const auto count = static_cast<int64_t>(chunks.size());
+  for_each_task(count, workers, [&](int64_t, int64_t k) {
+    Chunk& chunk = chunks[k];
+    chunk.begin = k * B / count, chunk.end = (k + 1) * B / count;
+    chunk.next.assign(S, 0);
+    for (int64_t b = chunk.begin; b < chunk.end; ++b) {
+      const size_t before = chunk.functional.size();
+      for_each_functional(mask + b * S, S, [&](int64_t s) {
+        ++chunk.next[s];
+        chunk.functional.push_back(s);
+      });
+      sample_offset[b + 1] = static_cast<int64_t>(chunk.functional.size() - before);
+    }
+  });
+
   sample_offset[0] = 0;
-  for (int64_t b = 0; b < B; ++b) {
-    for_each_functional(mask + b * S, S, [&](int64_t s) {
-      ++next[s];
-      functional.push_back(s);
-    });
-    sample_offset[b + 1] = static_cast<int64_t>(functional.size());
-  }
+  for (int64_t b = 0; b < B; ++b) sample_offset[b + 1] += sample_offset[b];
   offset[0] = 0;
   for (int64_t s = 0; s < S; ++s) {
-    offset[s + 1] = offset[s] + next[s];
-    next[s] = offset[s];
+    offset[s + 1] = offset[s];
+    for (Chunk& chunk : chunks) {
+      const int64_t pairs = chunk.next[s];
+      chunk.next[s] = offset[s + 1];
+      offset[s + 1] += pairs;
+    }
   }
   const int64_t used = offset[S];
-  if (capacity && used > *capacity)
-    fail("capacity must be at least the number of functional pairs, " + std::to_string(used) + ", got " +
-         std::to_string(*capacity));
   const int64_t P = capacity.value_or(used);
+  check.require(used <= P, "capacity must be at least the number of functional pairs, " + std::to_string(used) +
+                               ", got " + std::to_string(P));
 
-  Tensor samples = indexes(P), subnetworks = indexes(P), orders = indexes(P);
+  const Tensor samples = indexes(P), subnetworks = indexes(P), orders = indexes(P);
   auto* sample = samples.mutable_data_ptr<int64_t>();
   auto* subnetwork = subnetworks.mutable_data_ptr<int64_t>();
   auto* order = orders.mutable_data_ptr<int64_t>();
-  for (int64_t b = 0; b < B; ++b) {
-    for (int64_t k = sample_offset[b]; k < sample_offset[b + 1]; ++k) {
-      const int64_t s = functional[k], p = next[s]++;
-      sample[p] = b;
-      subnetwork[p] = s;
-      order[k] = p;
-    }
-  }
+  for_each_task(count, workers, [&](int64_t, int64_t i) {
+    Chunk& chunk = chunks[i];
+    const int64_t* functional = chunk.functional.data();
+    for (int64_t b = chunk.begin; b < chunk.end; ++b)
+      for (int64_t k = sample_offset[b]; k < sample_offset[b + 1]; ++k) {
+        const int64_t s = *functional++, p = chunk.next[s]++;
+        sample[p] = b;
+        subnetwork[p] = s;
+        order[k] = p;
+      }
+  });
   for (int64_t p = used; p < P; ++p) {
     sample[p] = 0;
     subnetwork[p] = 0;
     order[p] = p;
   }
 
-  Tensor overflow = torch::stable::empty({}, ScalarType::Bool);
+  const Tensor overflow = torch::stable::empty({}, ScalarType::Bool);
   *static_cast<bool*>(overflow.mutable_data_ptr()) = false;
   return {samples, subnetworks, offsets, orders, sample_offsets, overflow};
 }

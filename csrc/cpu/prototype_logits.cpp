@@ -61,10 +61,9 @@ Tensor prototype_logits_cpu(const Tensor& features, const Tensor& sample, const 
 
   const int64_t S = routes.S, B = routes.B, C = check.size('C'), D = check.size('D');
   const Tensor result = torch::stable::empty({B, C}, dtype);
-  const auto contiguous = [](const Tensor& tensor) { return torch::stable::contiguous(tensor); };
-  const Tensor given[] = {contiguous(features), contiguous(prototypes), contiguous(weight),
-                          contiguous(with_base ? *base_features : features),
-                          contiguous(with_base ? *base_prototypes : features)};
+  const Tensor given[] = {made_contiguous(features), made_contiguous(prototypes), made_contiguous(weight),
+                          made_contiguous(with_base ? *base_features : features),
+                          made_contiguous(with_base ? *base_prototypes : features)};
   with_type(dtype, [&](auto type) {
     using Stored = typename decltype(type)::type;
     auto* logits = static_cast<Stored*>(result.mutable_data_ptr());

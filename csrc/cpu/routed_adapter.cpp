@@ -12,6 +12,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -41,15 +42,17 @@ struct Arguments {
   Arguments(const Tensor& x, const Tensor& sample, const Tensor& subnetwork, const Tensor& offsets, const Tensor& order,
             const Tensor& sample_offsets, const Tensor& overflow, const Tensor& down, const Tensor& down_bias,
             const Tensor& up, const Tensor& up_bias, const std::optional<Tensor>& base, double scale,
-            const std::string& activation)
+            const std::string& activation, bool residual)
       : check("routed_adapter"),
         routes(checked_routes(check, x, sample, subnetwork, offsets, order, sample_offsets, overflow)),
         dtype(x.scalar_type()),
-        scale(scale) {
+        scale(scale),
+        residual(residual) {
     check.tensor("down", down, {"SRD"}, {dtype});
     check.tensor("down_bias", down_bias, {"SR"}, {dtype});
     check.tensor("up", up, {"SDR"}, {dtype});
     check.tensor("up_bias", up_bias, {"SD"}, {dtype});
+    check.require(!(base && residual), "base must be None with residual, got a tensor");
     if (base) check.tensor("base", *base, {x.dim() == 3 ? "PND" : "PD"}, {dtype});
     this->activation = static_cast<Activation>(check.word("activation", activation, {"relu", "gelu", "gelu_tanh"}));
     routes.check_offsets(check);
@@ -57,8 +60,8 @@ struct Arguments {
     D = check.size('D'), R = check.size('R');
     for (int64_t axis = 0; axis < x.dim(); ++axis) shape.push_back(x.size(axis));
     const Tensor* given[] = {&x, &down, &down_bias, &up, &up_bias};
-    for (int i = 0; i < 5; ++i) tensors[i] = torch::stable::contiguous(*given[i]);
-    if (base) this->base = torch::stable::contiguous(*base);
+    for (int i = 0; i < 5; ++i) tensors[i] = made_contiguous(*given[i]);
+    if (base || residual) this->base = residual ? tensors[0] : made_contiguous(*base);
   }
 
   template <class Stored>
@@ -76,7 +79,8 @@ struct Arguments {
             D,
             R,
             scale,
-            activation};
+            activation,
+            residual};
   }
 
   // For `products` of the rows with a weight matrix.
@@ -88,6 +92,7 @@ struct Arguments {
   Routes routes;
   ScalarType dtype;
   double scale;
+  bool residual;
   Activation activation;
   int64_t N, D, R;
   std::vector<int64_t> shape;
@@ -108,41 +113,60 @@ void fill(Stored* to, int64_t begin, int64_t end, Real<Stored> value) {
   std::fill(to + begin, to + std::max(begin, end), from_real<Stored>(value));
 }
 
-Tensor routed_adapter_cpu(const Tensor& x, const Tensor& sample, const Tensor& subnetwork, const Tensor& offsets,
-                          const Tensor& order, const Tensor& sample_offsets, const Tensor& overflow, const Tensor& down,
-                          const Tensor& down_bias, const Tensor& up, const Tensor& up_bias, std::optional<Tensor> base,
-                          double scale, std::string activation) {
+// What is saved for the gradient: the hidden values before activation, in the type they are computed in.
+ScalarType hidden_dtype(ScalarType dtype) { return dtype == ScalarType::Double ? dtype : ScalarType::Float; }
+
+std::tuple<Tensor, Tensor> routed_adapter_cpu(const Tensor& x, const Tensor& sample, const Tensor& subnetwork,
+                                              const Tensor& offsets, const Tensor& order, const Tensor& sample_offsets,
+                                              const Tensor& overflow, const Tensor& down, const Tensor& down_bias,
+                                              const Tensor& up, const Tensor& up_bias, std::optional<Tensor> base,
+                                              double scale, std::string activation, bool residual, bool save_hidden) {
   const Arguments given(x, sample, subnetwork, offsets, order, sample_offsets, overflow, down, down_bias, up, up_bias,
-                        base, scale, activation);
+                        base, scale, activation, residual);
   const int64_t row = given.N * given.D, all = given.routes.P * row;
+  const int64_t hidden_row = save_hidden ? given.N * given.R : 0, all_hidden = given.routes.P * hidden_row;
+  std::vector<int64_t> hidden_shape{0};
+  if (save_hidden) {
+    hidden_shape = given.shape;
+    hidden_shape.back() = given.R;
+  }
   const Tensor result = torch::stable::empty(given.shape, given.dtype);
+  const Tensor saved = torch::stable::empty(hidden_shape, hidden_dtype(given.dtype));
   with_type(given.dtype, [&](auto type) {
     using Stored = typename decltype(type)::type;
     auto* y = static_cast<Stored*>(result.mutable_data_ptr());
-    if (given.routes.overflow()) return fill(y, 0, all, std::numeric_limits<Real<Stored>>::quiet_NaN());
+    auto* hidden = static_cast<Real<Stored>*>(saved.mutable_data_ptr());
+    if (given.routes.overflow()) {
+      constexpr auto nan = std::numeric_limits<Real<Stored>>::quiet_NaN();
+      fill(hidden, 0, all_hidden, nan);
+      return fill(y, 0, all, nan);
+    }
     const Problem<Stored> problem = given.problem<Stored>();
     const std::vector<Tile> tiles = tiles_of(problem);
-    ARTSY_DISPATCH_BFLOAT16(Stored, forward(problem, tiles, given.workers(2), y));
+    ARTSY_DISPATCH_BFLOAT16(Stored, forward(problem, tiles, given.workers(2), y, save_hidden ? hidden : nullptr));
     fill(y, given.routes.used() * row, all, 0);
+    fill(hidden, given.routes.used() * hidden_row, all_hidden, 0);
   });
-  return result;
+  return {result, saved};
 }
 
 // The positions of what has a gradient among the arguments of the schema.
 enum Position { x_position = 0, down_position = 7, down_bias_position, up_position, up_bias_position, base_position };
 
-std::vector<Tensor> routed_adapter_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& sample,
-                                                const Tensor& subnetwork, const Tensor& offsets, const Tensor& order,
-                                                const Tensor& sample_offsets, const Tensor& overflow,
-                                                const Tensor& down, const Tensor& down_bias, const Tensor& up,
-                                                const Tensor& up_bias, std::optional<Tensor> base, double scale,
-                                                std::string activation, std::vector<bool> needs) {
+std::vector<Tensor> routed_adapter_backward_cpu(const Tensor& grad, const Tensor& hidden, const Tensor& x,
+                                                const Tensor& sample, const Tensor& subnetwork, const Tensor& offsets,
+                                                const Tensor& order, const Tensor& sample_offsets,
+                                                const Tensor& overflow, const Tensor& down, const Tensor& down_bias,
+                                                const Tensor& up, const Tensor& up_bias, std::optional<Tensor> base,
+                                                double scale, std::string activation, bool residual, bool,
+                                                std::vector<bool> needs) {
   const Arguments given(x, sample, subnetwork, offsets, order, sample_offsets, overflow, down, down_bias, up, up_bias,
-                        base, scale, activation);
+                        base, scale, activation, residual);
   const bool tokens = x.dim() == 3;
   Check check = given.check;
   check.tensor("grad", grad, {tokens ? "PND" : "PD"}, {given.dtype});
-  const Tensor gradient = torch::stable::contiguous(grad);
+  check.tensor("hidden", hidden, {tokens ? "PNR" : "PR"}, {hidden_dtype(given.dtype)});
+  const Tensor gradient = made_contiguous(grad), saved = made_contiguous(hidden);
   const int64_t S = given.routes.S, N = given.N, D = given.D, R = given.R;
   const int64_t row = N * D, all = given.routes.P * row;
 
@@ -171,7 +195,8 @@ std::vector<Tensor> routed_adapter_backward_cpu(const Tensor& grad, const Tensor
     const auto* g = static_cast<const Stored*>(gradient.const_data_ptr());
     const Gradients<Stored> out{numbers(0), numbers(1), numbers(2), numbers(3), numbers(4)};
     const std::vector<Tile> tiles = tiles_of(problem);
-    ARTSY_DISPATCH(backward(problem, tiles, given.workers(4), g, out));
+    const auto* h = static_cast<const Real<Stored>*>(saved.const_data_ptr());
+    ARTSY_DISPATCH(backward(problem, tiles, given.workers(4), g, h, out));
     const int64_t used = given.routes.used() * row;
     if (numbers(0)) fill(numbers(0), used, all, 0);
     if (numbers(5)) {

@@ -53,8 +53,8 @@ Tensor synapse_currents_cpu(const Tensor& x, const Tensor& weight, std::optional
   const int64_t B = check.size('B'), S = check.size('S'), J = check.size('J'), I = check.size('I');
   const Tensor result = torch::stable::empty({B, S, J}, dtype);
   Tensor given[] = {x, weight, bias};
-  for (Tensor& tensor : given) tensor = torch::stable::contiguous(tensor);
-  if (functional) functional = torch::stable::contiguous(*functional);
+  for (Tensor& tensor : given) tensor = made_contiguous(tensor);
+  if (functional) functional = made_contiguous(*functional);
   with_type(dtype, [&](auto type) {
     using Stored = typename decltype(type)::type;
     const auto numbers = [&](int i) { return static_cast<const Stored*>(given[i].const_data_ptr()); };

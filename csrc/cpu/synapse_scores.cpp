@@ -52,7 +52,7 @@ Tensor synapse_scores_cpu(const Tensor& features, const Tensor& down, const Tens
   const int64_t B = check.size('B'), S = check.size('S'), R = check.size('R'), D = check.size('D');
   const Tensor result = torch::stable::empty({B, S}, dtype);
   Tensor given[] = {features, down, down_bias, up, up_bias};
-  for (Tensor& tensor : given) tensor = torch::stable::contiguous(tensor);
+  for (Tensor& tensor : given) tensor = made_contiguous(tensor);
   with_type(dtype, [&](auto type) {
     using Stored = typename decltype(type)::type;
     const auto numbers = [&](int i) { return static_cast<const Stored*>(given[i].const_data_ptr()); };

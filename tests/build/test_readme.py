@@ -1,4 +1,4 @@
-"""What the README and docs/stdp.md show runs as it stands."""
+"""What the README, docs/stdp.md and docs/routing.md show runs as it stands."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/stdp.md")}
+PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/stdp.md", "docs/routing.md")}
 SNIPPETS = [
     (page, *found)
     for page, text in PAGES.items()

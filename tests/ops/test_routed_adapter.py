@@ -1,6 +1,7 @@
 """routed_adapter against tables worked by hand, a loop in plain Python, and what every op promises."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from routing_cases import (
     wrong_tensors,
 )
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from artsy_ext.ops import plan_routes, reference, routed_adapter
 
@@ -210,6 +212,21 @@ def test_every_instruction_set(
     assert_near(with_gradients(routed_adapter, arguments, DIFFERENTIABLE), exact, roundings * torch.finfo(dtype).eps)
 
 
+@every_isa
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("D", "R"), [(64, 64), (100, 18), (7, 3)])
+def test_residual_on_every_instruction_set(isa: None, dtype: torch.dtype, D: int, R: int) -> None:
+    arguments = cast(example(MASKS["zipf"], padding=3, N=2, D=D, R=R, dtype=torch.float32), dtype)
+
+    def residual(op: Any) -> Any:
+        return lambda x, base, **others: op(x, base=x, **others)
+
+    names = ("x", "down", "up")
+    exact = with_gradients(residual(reference.routed_adapter), cast(arguments, torch.float64), names)
+    roundings = 2 if dtype.itemsize == 2 else 16
+    assert_near(with_gradients(residual(routed_adapter), arguments, names), exact, roundings * torch.finfo(dtype).eps)
+
+
 def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARTSY_CPU_ISA", "avx1024")
     with pytest.raises(ValueError, match=r"ARTSY_CPU_ISA must be portable, avx2 or avx512, got 'avx1024'"):
@@ -297,7 +314,8 @@ def test_gradcheck_residual_with_padding() -> None:
 @pytest.mark.parametrize("asked", [[0], *([i] for i in range(7, 12)), [0, *range(7, 12)]])
 def test_only_the_wanted_gradients_are_computed(asked: list[int]) -> None:
     # Behind the first argument come the six tensors of the plan.
-    assert_only_asked("routed_adapter", torch.ops.artsy.routed_adapter, flat(example(HAND_MASK)), asked)
+    op = partial(torch.ops.artsy.routed_adapter, save_hidden=True)
+    assert_only_asked("routed_adapter", op, flat(example(HAND_MASK)), asked)
 
 
 def test_autocast_follows() -> None:
@@ -354,7 +372,7 @@ def flat(arguments: dict[str, Any]) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(
     ("padding", "N", "keywords"),
-    [(None, None, {}), (2, 3, {"scale": 0.5, "activation": "gelu"})],
+    [(None, None, {"residual": True}), (2, 3, {"scale": 0.5, "activation": "gelu"})],
 )
 def test_opcheck_routed_adapter(padding: int | None, N: int | None, keywords: dict[str, Any]) -> None:
     arguments = example(HAND_MASK, padding=padding, N=N, dtype=torch.float32)
@@ -363,20 +381,77 @@ def test_opcheck_routed_adapter(padding: int | None, N: int | None, keywords: di
         arguments["base"] = None
     for name in ("x", "down", "up_bias"):
         arguments[name].requires_grad_()
-    torch.library.opcheck(torch.ops.artsy.routed_adapter.default, flat(arguments), keywords)
+    op = torch.ops.artsy.routed_adapter.default
+    torch.library.opcheck(op, flat(arguments), keywords | {"save_hidden": True})
+
+
+def test_opcheck_routed_adapter_without_gradients() -> None:
+    torch.library.opcheck(torch.ops.artsy.routed_adapter.default, flat(example(HAND_MASK)), {"activation": "gelu"})
 
 
 @pytest.mark.parametrize("needs", [[True] + [False] * 6 + [True] * 5, [False] * 10 + [True, False]])
 def test_opcheck_routed_adapter_backward(needs: list[bool]) -> None:
     arguments = example(HAND_MASK, padding=2, dtype=torch.float32)
     backward = torch.ops.artsy.routed_adapter_backward.default
-    torch.library.opcheck(backward, (torch.ones_like(arguments["x"]), *flat(arguments)), {"needs": needs})
+    x, *others = flat(arguments)
+    _, hidden = torch.ops.artsy.routed_adapter(x, *others, save_hidden=True)
+    torch.library.opcheck(backward, (torch.ones_like(x), hidden, x, *others), {"needs": needs})
 
 
 @pytest.mark.parametrize("padding", [None, 2])
 def test_layout_is_as_announced(padding: int | None) -> None:
     arguments = example(HAND_MASK, padding=padding)
-    assert_announced_layout(torch.ops.artsy.routed_adapter, flat(arguments))
+    x, *others = flat(arguments)
+    for save_hidden in (False, True):
+        assert_announced_layout(torch.ops.artsy.routed_adapter, (x, *others), save_hidden=save_hidden)
+    _, hidden = torch.ops.artsy.routed_adapter(x, *others, save_hidden=True)
     needs = [True] + [False] * 6 + [True] * 5
-    gradient = torch.ones_like(arguments["x"])
-    assert_announced_layout(torch.ops.artsy.routed_adapter_backward, (gradient, *flat(arguments)), needs=needs)
+    backward = torch.ops.artsy.routed_adapter_backward
+    assert_announced_layout(backward, (torch.ones_like(x), hidden, x, *others), needs=needs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("N", [None, 3])
+def test_what_is_saved(dtype: torch.dtype, N: int | None) -> None:
+    """The hidden values before activation, only for a gradient, and not in a type that would round them."""
+    arguments = cast(example(HAND_MASK, padding=2, N=N), dtype)
+    x, used = arguments["x"], int(arguments["routes"].offsets[-1])
+    _, none = torch.ops.artsy.routed_adapter(*flat(arguments))
+    assert none.numel() == 0
+    _, hidden = torch.ops.artsy.routed_adapter(*flat(arguments), save_hidden=True)
+    of = arguments["routes"].subnetwork[:used]
+    exact = torch.einsum("p...d,prd->p...r", x[:used].double(), arguments["down"][of].double())
+    exact += arguments["down_bias"][of].double().view(used, *[1] * (x.dim() - 2), -1)
+    assert hidden.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert (hidden[used:] == 0).all()
+    torch.testing.assert_close(hidden[:used].double(), exact, rtol=0, atol=1e-5)
+
+
+def test_nothing_is_saved_without_a_gradient() -> None:
+    arguments = example(HAND_MASK)
+    arguments["up"].requires_grad_()
+    saved: list[int] = []
+
+    class Saved(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            saved.append(result[1].numel())
+            return result
+
+    with Saved():
+        routed_adapter(**arguments)
+        with torch.no_grad():
+            routed_adapter(**arguments)
+    assert saved == [arguments["x"].shape[:-1].numel() * 2, 0]
+
+
+def test_the_gradient_needs_what_was_saved() -> None:
+    arguments = replaced(BAD, "x", lambda x: x.clone().requires_grad_())
+    y, _ = torch.ops.artsy.routed_adapter(*flat(arguments))
+    with pytest.raises(ValueError, match=r"routed_adapter: hidden must be \[P, N, R\], got \[0\]"):
+        y.sum().backward()
+
+
+def test_base_and_residual_are_one_or_the_other() -> None:
+    with pytest.raises(ValueError, match="routed_adapter: base must be None with residual"):
+        torch.ops.artsy.routed_adapter(*flat(BAD), residual=True)

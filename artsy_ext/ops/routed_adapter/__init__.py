@@ -38,12 +38,15 @@ def routed_adapter(
 
     Returns:
         As x. Padding rows are 0; everything is NaN where the plan overflowed.
-        Differentiable in x, the four weights and base.
+        Differentiable in x, the four weights and base; for the gradient the hidden values are kept, R numbers in fp32
+        (fp64 for fp64) for each row.
 
     Raises:
         ValueError: a rank, size, dtype or device disagrees, or activation is unknown.
     """
-    return call(
+    leaves = (x, down, down_bias, up, up_bias, base)
+    needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
+    y, _ = call(
         torch.ops.artsy.routed_adapter,
         x,
         *routes,
@@ -51,10 +54,13 @@ def routed_adapter(
         down_bias,
         up,
         up_bias,
-        base,
+        None if base is x else base,
         scale=scale,
         activation=activation,
+        residual=base is x,  # one gradient of x instead of two that autograd would have to add
+        save_hidden=needs_gradient,
     )
+    return y
 
 
 def _arguments(
@@ -73,6 +79,8 @@ def _arguments(
     *,
     scale: float = 1.0,
     activation: str = "relu",
+    residual: bool = False,
+    save_hidden: bool = False,
 ) -> Arguments:
     routes = Routes(sample, subnetwork, offsets, order, sample_offsets, overflow)
     check = Check("routed_adapter")
@@ -82,14 +90,28 @@ def _arguments(
     check.tensor("down_bias", down_bias, "S R", like=x)
     check.tensor("up", up, "S D R", like=x)
     check.tensor("up_bias", up_bias, "S D", like=x)
+    if base is not None and residual:
+        check.fail("base must be None with residual, got a tensor")
     if base is not None:
         check.tensor("base", base, "P N D" if x.dim() == 3 else "P D", like=x)
     check.word("activation", activation, tuple(reference.ACTIVATIONS))
-    return (x, routes, down, down_bias, up, up_bias), {"scale": scale, "activation": activation, "base": base}
+    keywords = {"scale": scale, "activation": activation, "base": x if residual else base, "save_hidden": save_hidden}
+    return (x, routes, down, down_bias, up, up_bias), keywords
 
 
-def _fake(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    return x.new_empty(x.shape)
+def _definition(x: Tensor, routes: Routes, down: Tensor, *others: Any, save_hidden: bool, **keywords: Any) -> Any:
+    y = reference.routed_adapter(x, routes, down, *others, **keywords)
+    return y, _hidden(x, down, save_hidden).zero_()  # the gradient of the definition needs nothing saved
 
 
-register("routed_adapter", _arguments, reference.routed_adapter, _fake, differentiable=True, autocast="lower")
+def _fake(x: Tensor, routes: Routes, down: Tensor, *_: Any, save_hidden: bool, **__: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), _hidden(x, down, save_hidden)
+
+
+def _hidden(x: Tensor, down: Tensor, save_hidden: bool) -> Tensor:
+    """What the kernels save: the hidden values before activation, in the type they are computed in."""
+    shape = (*x.shape[:-1], down.shape[1]) if save_hidden else (0,)
+    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+register("routed_adapter", _arguments, _definition, _fake, differentiable=True, saves=True, autocast="lower")

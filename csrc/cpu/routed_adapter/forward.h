@@ -7,8 +7,10 @@ class Forward {
   static constexpr bool pairs = std::is_same_v<Element, BFloat16Pair>;
 
  public:
-  explicit Forward(const Problem<Stored>& problem)
+  // saved: where the hidden values before activation go, [rows, R], or null.
+  Forward(const Problem<Stored>& problem, Number* saved)
       : p(problem),
+        saved(saved),
         hidden_size(whole_vectors<Number>(p.R)),
         down_memory(packed_size<Number>(p.D, p.R)),
         up_memory(packed_size<Number>(p.R, p.D)),
@@ -17,12 +19,12 @@ class Forward {
         hidden(Tile::most * hidden_size),
         converted(pairs || std::is_same_v<Element, Stored> ? 0 : Tile::most * kDepth),
         short_hidden(pairs ? Tile::most * hidden_size : 0),
-        sums(Tile::most * kPanel<Element>) {}
+        rest(Tile::most * lanes<Number>) {}
 
   void run(const Tile& tile, const Output<Stored>& y) {
     if (tile.subnetwork != packed_subnetwork) pack(tile.subnetwork);
     hide(tile);
-    for (int64_t panel = 0; panel * kPanel<Element> < p.D; ++panel) write(tile, panel, y);
+    write(tile, y);
   }
 
  private:
@@ -39,6 +41,11 @@ class Forward {
   void hide(const Tile& tile) {
     multiply_rows<Element>(p.x + tile.begin * p.D, tile.count, p.D, down, p.R, down_bias.data(), converted.data(),
                            hidden.data());
+    if (saved)
+      for (int64_t i = 0; i < tile.count; ++i)
+        for_vectors<Number>(p.R, [&](int64_t r, auto n) {
+          store_real(saved + (tile.begin + i) * p.R + r, load(hidden.data() + i * hidden_size + r), n);
+        });
     for (int64_t i = 0; i < tile.count * hidden_size; i += lanes<Number>) {
       const auto value = activated<Number>(p.activation, load(hidden.data() + i)).value;
       if constexpr (pairs)
@@ -48,49 +55,44 @@ class Forward {
     }
   }
 
-  void write(const Tile& tile, int64_t panel, const Output<Stored>& y) {
+  void write(const Tile& tile, const Output<Stored>& y) {
     Left<Element> left{};
     if constexpr (pairs)
       left = {reinterpret_cast<const Element*>(short_hidden.data()), hidden_size / 2, 1};
     else
       left = {hidden.data(), hidden_size, 1};
-    const int64_t column = panel * kPanel<Element>, width = std::min(kPanel<Element>, p.D - column);
-    const Right<Element> right{up.data + panel * up.panel, up.panel, up.step};
-    multiply<Element>(tile.count, width, pairs ? p.R / 2 : p.R, left, right, {up_bias.data() + column, 0},
-                      {sums.data(), kPanel<Element>});
-    const Number scale = static_cast<Number>(p.scale);
-    for (int64_t i = 0; i < tile.count; ++i) {
-      const int64_t at = (tile.begin + i) * p.D + column;
-      for_vectors<Number>(width, [&](int64_t j, auto n) {
-        const auto adapted = scale * load(sums.data() + i * kPanel<Element> + j);
-        y.write(at + j, p.base ? load_real(p.base + at + j, n) + adapted : adapted, n);
-      });
-    }
+    const OutputRows<Stored> to{p.base, y, p.D, tile.begin, static_cast<Number>(p.scale), rest.data()};
+    multiply<Element>(tile.count, p.D, pairs ? p.R / 2 : p.R, left, up, {up_bias.data(), 0}, to,
+                      next_rows(p, tile, p.x));
+    to.write_rest(tile.count);
   }
 
   const Problem<Stored>& p;
+  Number* saved;
   int64_t hidden_size, packed_subnetwork = -1;
   Right<Element> down{}, up{};
   Scratch<Number> down_memory, up_memory, down_bias, up_bias, hidden, converted;
   Scratch<Stored> short_hidden;
-  Scratch<Number> sums;
+  Scratch<Number> rest;
 };
 
 template <class Element, class Stored>
-void forward_in(const Problem<Stored>& problem, const std::vector<Tile>& tiles, int64_t workers, Stored* y) {
+void forward_in(const Problem<Stored>& problem, const std::vector<Tile>& tiles, int64_t workers, Stored* y,
+                Real<Stored>* saved) {
   const Output<Stored> output(y, problem.rows(), problem.D);
   std::vector<Forward<Element, Stored>> states;
-  for (int64_t worker = 0; worker < workers; ++worker) states.emplace_back(problem);
+  for (int64_t worker = 0; worker < workers; ++worker) states.emplace_back(problem, saved);
   for_each_range(static_cast<int64_t>(tiles.size()), workers, [&](int64_t worker, int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) states[worker].run(tiles[k], output);
   });
 }
 
 template <class Stored>
-void forward(const Problem<Stored>& problem, const std::vector<Tile>& tiles, int64_t workers, Stored* y) {
+void forward(const Problem<Stored>& problem, const std::vector<Tile>& tiles, int64_t workers, Stored* y,
+             Real<Stored>* saved) {
 #if ARTSY_BFLOAT16_DOT
   if constexpr (std::is_same_v<Stored, BFloat16>)
-    if (problem.D % 2 == 0 && problem.R % 2 == 0) return forward_in<BFloat16Pair>(problem, tiles, workers, y);
+    if (problem.D % 2 == 0 && problem.R % 2 == 0) return forward_in<BFloat16Pair>(problem, tiles, workers, y, saved);
 #endif
-  forward_in<Real<Stored>>(problem, tiles, workers, y);
+  forward_in<Real<Stored>>(problem, tiles, workers, y, saved);
 }

@@ -5,6 +5,7 @@
 #include "../routing/products.h"
 #include "../routing/rows.h"
 #include "../routing/activation.h"
+#include "output_rows.h"
 #include "forward.h"
 #include "backward.h"
 // clang-format on

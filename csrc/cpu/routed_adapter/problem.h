@@ -11,7 +11,7 @@ enum class Activation { relu, gelu, gelu_tanh };
 
 namespace routed_adapter {
 
-// x: [used · N, D], rows of a sub-network together; base as x or null; weights as in the op.
+// x: [used · N, D], rows of a sub-network together; base as x or null, x itself if residual; weights as in the op.
 template <class Stored>
 struct Problem {
   const Stored *x, *down, *down_bias, *up, *up_bias, *base;
@@ -19,6 +19,7 @@ struct Problem {
   int64_t S, N, D, R;
   double scale;
   Activation activation;
+  bool residual;
 
   int64_t begin(int64_t s) const { return offsets[s] * N; }
   int64_t rows() const { return begin(S); }

@@ -41,6 +41,21 @@ template <class Number>
 struct Sums {
   Number* data;
   int64_t stride;
+
+  template <class V>
+  [[gnu::always_inline]] void write(int64_t i, int64_t j, V sum) const {
+    store(data + i * stride + j, sum);
+  }
+};
+
+// Memory that is read next: the products fetch a line of it into the second cache with each k.
+struct Ahead {
+  const char *next = nullptr, *end = nullptr;
+
+  Ahead() = default;
+  template <class Stored>
+  Ahead(const Stored* from, int64_t size)
+      : next(reinterpret_cast<const char*>(from)), end(reinterpret_cast<const char*>(from + size)) {}
 };
 
 // Calls call(constant) with the constant for value in 1 … most.
@@ -51,22 +66,28 @@ template <int most, class Call>
   call(std::integral_constant<int, most>());
 }
 
-template <int M, int V, class Element>
-inline void multiply_block(int64_t K, Left<Element> a, const Element* b, int64_t step, Sums<const Sum<Element>> start,
-                           Sums<Sum<Element>> to) {
+// Block (i, j) of the sums.
+template <int M, int V, class Element, class To>
+inline void multiply_block(int64_t i0, int64_t j0, int64_t K, Left<Element> a, const Element* b, int64_t step,
+                           Sums<const Sum<Element>> start, const To& to, Ahead& ahead) {
   constexpr int64_t width = lanes<Sum<Element>>;
+  const bool fetches = ahead.next < ahead.end;
+  const char* fetched = fetches ? ahead.next : reinterpret_cast<const char*>(b);
+  const int64_t line = fetches ? 64 : 0;
+  ahead.next += K * line;
   Vector<Sum<Element>> sum[M][V];
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < V; ++j) sum[i][j] = load(start.data + i * start.stride + j * width);
+    for (int j = 0; j < V; ++j) sum[i][j] = load(start.data + (i0 + i) * start.stride + j0 + j * width);
   for (int64_t k = 0; k < K; ++k) {
+    __builtin_prefetch(fetched + k * line, 0, 2);
     Vector<Sum<Element>> row[V];
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) std::memcpy(&row[j], b + k * step + j * width, sizeof(row[j]));
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
-      const Element factor = a.data[i * a.row + k * a.step];
+      const Element factor = a.data[(i0 + i) * a.row + k * a.step];
 #pragma GCC unroll 8
       for (int j = 0; j < V; ++j) sum[i][j] = multiply_add(factor, row[j], sum[i][j]);
     }
@@ -74,23 +95,21 @@ inline void multiply_block(int64_t K, Left<Element> a, const Element* b, int64_t
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < V; ++j) store(to.data + i * to.stride + j * width, sum[i][j]);
+    for (int j = 0; j < V; ++j) to.write(i0 + i, j0 + j * width, sum[i][j]);
 }
 
 // to = start + a [M, K] · b [K, N], added up from the first k to the last whatever the sizes are. Behind column N, up
-// to whole vectors, the sums are of no meaning.
-template <class Element>
+// to whole vectors, the sums are of no meaning. to.write(i, j, v) takes each vector, from column j on, once.
+template <class Element, class To>
 [[gnu::noinline]] void multiply(int64_t M, int64_t N, int64_t K, Left<Element> a, Right<Element> b,
-                                Sums<const Sum<Element>> start, Sums<Sum<Element>> to) {
+                                Sums<const Sum<Element>> start, const To& to, Ahead ahead = {}) {
   constexpr int64_t width = lanes<Sum<Element>>;
   for (int64_t j = 0; j < N; j += kPanel<Element>) {
     const Element* panel = b.data + j / kPanel<Element> * b.panel;
     with_constant<kVectors>((N - j + width - 1) / width, [&](auto vectors) {
       for (int64_t i = 0; i < M; i += kRows)
         with_constant<kRows>(M - i, [&](auto count) {
-          multiply_block<count, vectors, Element>(K, {a.data + i * a.row, a.row, a.step}, panel, b.step,
-                                                  {start.data + i * start.stride + j, start.stride},
-                                                  {to.data + i * to.stride + j, to.stride});
+          multiply_block<count, vectors, Element>(i, j, K, a, panel, b.step, start, to, ahead);
         });
     });
   }
@@ -154,6 +173,12 @@ inline Right<Real<Stored>> packed_transpose(const Stored* from, int64_t N, int64
     }
   }
   return {to, panel * K, panel};
+}
+
+// The second factor [K, N] where it lies, in rows that are `stride` apart and are whole vectors.
+template <class Number>
+inline Right<Number> in_place(const Number* from, int64_t stride) {
+  return {from, kPanel<Number>, stride};
 }
 
 // The second factor [K, N] from columns of a matrix whose rows are `stride` apart.

@@ -23,10 +23,10 @@ class Routes {
     one_more(check, "routes.sample_offsets", sample_offsets, 'B');
     check.tensor("routes.overflow", overflow, {""}, {ScalarType::Bool});
     S = check.size('S'), B = check.size('B'), P = check.size('P');
-    sample_ = torch::stable::contiguous(sample);
-    order_ = torch::stable::contiguous(order);
-    offsets_ = torch::stable::contiguous(offsets);
-    sample_offsets_ = torch::stable::contiguous(sample_offsets);
+    sample_ = made_contiguous(sample);
+    order_ = made_contiguous(order);
+    offsets_ = made_contiguous(offsets);
+    sample_offsets_ = made_contiguous(sample_offsets);
     overflow_ = *static_cast<const bool*>(overflow.const_data_ptr());
   }
 
@@ -41,8 +41,9 @@ class Routes {
   void check_pairs(const Check& check) const {
     if (overflow_) return;
     const bool complete = sample_offsets()[B] == used();
-    check.require(complete, "routes.sample_offsets must end at the number of pairs, " + std::to_string(used()) +
-                                ", got " + std::to_string(sample_offsets()[B]));
+    if (!complete)
+      check.fail("routes.sample_offsets must end at the number of pairs, " + std::to_string(used()) + ", got " +
+                 std::to_string(sample_offsets()[B]));
     within(check, "routes.sample", sample(), used(), B);
     within(check, "routes.order", order(), used(), used());
   }
@@ -58,8 +59,8 @@ class Routes {
 
  private:
   static void one_more(Check& check, const std::string& name, const Tensor& tensor, char dimension) {
-    const std::string form = std::string("[") + dimension + "+1]";
-    check.require(tensor.dim() == 1 && tensor.size(0) > 0, name + " must be " + form + ", got " + shape_of(tensor));
+    if (tensor.dim() != 1 || tensor.size(0) == 0)
+      check.fail(name + " must be [" + dimension + "+1], got " + shape_of(tensor));
     check.device(name, tensor);
     check.dtype(name, tensor.scalar_type(), {ScalarType::Long});
     check.size(name, tensor.size(0) - 1, dimension);
@@ -68,13 +69,13 @@ class Routes {
   static void rises(const Check& check, const std::string& name, const int64_t* values, int64_t count, int64_t most) {
     bool right = values[0] == 0 && values[count] <= most;
     for (int64_t i = 0; i < count; ++i) right &= values[i] <= values[i + 1];
-    check.require(right, name + " must rise from 0 to at most P=" + std::to_string(most));
+    if (!right) check.fail(name + " must rise from 0 to at most P=" + std::to_string(most));
   }
 
   static void within(const Check& check, const std::string& name, const int64_t* values, int64_t count, int64_t bound) {
     bool right = true;
     for (int64_t i = 0; i < count; ++i) right &= values[i] >= 0 && values[i] < bound;
-    check.require(right, name + " must be in [0, " + std::to_string(bound) + ")");
+    if (!right) check.fail(name + " must be in [0, " + std::to_string(bound) + ")");
   }
 
   Tensor sample_, order_, offsets_, sample_offsets_;

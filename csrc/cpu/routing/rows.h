@@ -25,7 +25,7 @@ inline void multiply_rows(const Stored* rows, int64_t count, int64_t K, Right<El
       left = {converted, kDepth, 1};
     }
     const Right<Element> right{factor.data + k / unit * factor.step, factor.panel, factor.step};
-    multiply<Element>(count, N, depth / unit, left, right, before, {to, stride});
+    multiply<Element>(count, N, depth / unit, left, right, before, Sums<Sum<Element>>{to, stride});
     before = {to, stride};
   } while ((k += kDepth) < K);
 }
