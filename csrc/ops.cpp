@@ -3,7 +3,7 @@
 //
 // A differentiable op comes with `<op>_backward`: the gradients of the outputs, the op's own arguments, and `needs`,
 // one flag per positional argument. It returns the gradients of the flagged arguments only, in the order of the
-// arguments. What an op saves for its gradient is its last output, empty, [0], where nobody asks for it.
+// arguments. What an op saves for its gradient is its last output, empty where it is told not to.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -64,7 +64,7 @@ STABLE_TORCH_LIBRARY(artsy, m) {
   define_differentiable(m, "routed_adapter",
                         "Tensor x, " + routes +
                             ", Tensor down, Tensor down_bias, Tensor up, Tensor up_bias, Tensor? base=None, *, "
-                            "float scale=1.0, str activation=\"relu\", bool residual=False, bool save_hidden=False",
+                            "float scale=1.0, str activation=\"relu\", bool residual=False, bool save_hidden=True",
                         "(Tensor y, Tensor hidden)", "Tensor grad, Tensor hidden");
   define_differentiable(m, "combine_routes", "Tensor y, " + routes + ", Tensor? weight=None, Tensor? base=None",
                         "Tensor");

@@ -80,7 +80,7 @@ def _arguments(
     scale: float = 1.0,
     activation: str = "relu",
     residual: bool = False,
-    save_hidden: bool = False,
+    save_hidden: bool = True,
 ) -> Arguments:
     routes = Routes(sample, subnetwork, offsets, order, sample_offsets, overflow)
     check = Check("routed_adapter")
