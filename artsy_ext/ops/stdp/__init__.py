@@ -51,7 +51,8 @@ def stdp(
         post, a_plus, a_minus, modulation and traces. Where the rule is not smooth, the gradient is 0 through a weight
         that is clamped or lies on a bound of the clamp, through f at and beyond a soft bound, through [W < w_max] and
         [W > w_min], and through the choice [spike ≠ 0] of "nearest". The gradient keeps the arguments and computes
-        the rest anew: memory O(T·B·S·(I + J)) and a few times the weights, never O(T·J·I).
+        the rest anew: memory O(T·B·S·(I + J)) and a few times the weights (with an eligibility trace, of [B, S, J, I]),
+        never O(T·J·I). Numbers that are not finite do not spread exactly as in the definition.
 
     Raises:
         TypeError: rule is not an STDPRule, traces are not Traces.

@@ -7,7 +7,8 @@
 
 template <class Real>
 void run_stdp_backward(const Problem<Real>& p, const Gradients<Real>& g) {
-  if (p.T * p.S * p.J * p.I > 0 && p.rule.reads_weights())
+  const bool arrives = g.result || g.traces.eligibility;
+  if (p.T * p.S * p.J * p.I > 0 && p.rule.reads_weights() && arrives)
     StepwiseBackward<Real>(p, g).run();
   else
     SummedBackward<Real>(p, g).run();

@@ -202,8 +202,11 @@ class SideRows {
       const int64_t from = (neurons.sample + b) * side.per_sample + neurons.first;
       for (int64_t t = begin; t < end; ++t)
         for (int v = 0; v < V; ++v) {
-          const Vec spike = spikes_at<Spike>(side, t * side.per_step + from + v * lanes<Real>, here(neurons, v));
-          const Found<Real> found = advance<Real>(side, spike, trace[v], slow_trace[v]);
+          const int64_t count = here(neurons, v);
+          const Vec spike = spikes_at<Spike>(side, t * side.per_step + from + v * lanes<Real>, count);
+          Found<Real> found = advance<Real>(side, spike, trace[v], slow_trace[v]);
+          // Where there is no neuron, −target would change weights that nobody asked for until they overflow.
+          for (int64_t k = count; k < lanes<Real>; ++k) found.read[k] = 0;
           const int64_t to = at(t - begin, b) + v * lanes<Real>;
           Vec factor = broadcast(amplitude);
           if (side.slow) {

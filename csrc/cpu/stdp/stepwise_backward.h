@@ -11,6 +11,13 @@
 // Tiles in the same rows or columns add to the same gradients. They are taken in diagonals: those of one diagonal have
 // none in common, and the order of the diagonals does not depend on the number of threads.
 
+// Few for a large batch: what the sides read and count is kept for every sample of a stretch.
+template <class Real>
+int64_t steps_at_a_time(const Problem<Real>& p) {
+  const auto root = static_cast<int64_t>(std::ceil(std::sqrt(double(p.T))));
+  return std::min(p.T, std::max(root, std::clamp<int64_t>(2048 / std::max<int64_t>(1, p.B), 1, 32)));
+}
+
 template <class Real>
 class StepwiseBackward {
  public:
@@ -22,7 +29,7 @@ class StepwiseBackward {
         rows_(p.rule.eligibility ? lanes<Real> : kSide<Real>),
         blocks_((p.J + rows_ - 1) / rows_),
         columns_((p.I + kSide<Real> - 1) / kSide<Real>),
-        steps_(std::min(p.T, std::max<int64_t>(32, static_cast<int64_t>(std::ceil(std::sqrt(double(p.T))))))),
+        steps_(steps_at_a_time(p)),
         stretches_((p.T + steps_ - 1) / steps_),
         keep_(Real(1 - p.rule.weight_decay)),
         weighted_(p.rule.dependence != Dependence::none),

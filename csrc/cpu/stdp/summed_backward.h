@@ -203,7 +203,7 @@ class SummedBackward {
       const Neurons neurons{tile.first, tile.count, b, 1};
       const SideRows<Real>& rows = memory.rows;
       rows.clear_gradients(p_.T);
-      if (own.slow || g_.a_minus || g_.modulation) {
+      if (own.slow || (tile.post && (g_.a_minus || g_.modulation))) {
         rows.start(own, neurons);
         rows.follow(own, neurons, amplitude, 0, p_.T);
       }
@@ -234,7 +234,8 @@ class SummedBackward {
       plus = here > 0 ? load(matrix + at, here) : Vec{};
       if (!halves_) return;
       const auto f = dependences<Real>(here > 0 ? load(p_.weight + at, here) : Vec{}, p_.rule);
-      minus = plus * f.minus, plus *= f.plus;
+      minus = plus != Real(0) ? plus * f.minus : Vec{};  // f may be infinite where there is no weight
+      plus = plus != Real(0) ? plus * f.plus : Vec{};
     };
     if (tile.post) {
       constexpr int L = lanes<Real>;
