@@ -22,7 +22,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 
-FLAGS = "-std=c++20 -g -fno-omit-frame-pointer -ffp-contract=off -Wall -Wextra -Werror -Wno-unknown-pragmas -Icsrc"
+FLAGS = "-std=c++20 -g1 -fno-omit-frame-pointer -ffp-contract=off -Wall -Wextra -Werror -Wno-unknown-pragmas -Icsrc"
 BUILDS = {
     "plain": "-O1",
     # Each access is a call, so that the runtime sees those of shared memory.
