@@ -35,7 +35,7 @@ Tensor consolidate_cpu(const Tensor& weight, const Tensor& functional, double on
   check.tensor("weight", weight, {"SJI"}, {ScalarType::Float, ScalarType::Double});
   check.tensor("functional", functional, {"SJI"}, {ScalarType::Bool});
   check.thresholds(on, off);
-  const Tensor weights = torch::stable::contiguous(weight), before = torch::stable::contiguous(functional);
+  const Tensor weights = made_contiguous(weight), before = made_contiguous(functional);
   Tensor result = torch::stable::empty(std::vector{weight.size(0), weight.size(1), weight.size(2)}, ScalarType::Bool);
   if (weight.scalar_type() == ScalarType::Double)
     compute<double>(weights, before, on, off, result);

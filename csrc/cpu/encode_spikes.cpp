@@ -86,7 +86,7 @@ Tensor encode_spikes_cpu(const Tensor& x, int64_t steps, const std::string& code
                ScalarType::Half});
 
   const bool exact = x.scalar_type() == ScalarType::Double || x.scalar_type() == ScalarType::Float;
-  const Tensor rates = torch::stable::contiguous(exact ? x : torch::stable::to(x, ScalarType::Float));
+  const Tensor rates = made_contiguous(exact ? x : torch::stable::to(x, ScalarType::Float));
   std::vector<int64_t> shape{steps};
   for (int64_t axis = 0; axis < x.dim(); ++axis) shape.push_back(x.size(axis));
   Tensor spikes = torch::stable::empty(shape, type);

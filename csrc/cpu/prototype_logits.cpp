@@ -21,8 +21,8 @@
 #include "routing/dtypes.h"
 #include "routing/ranges.h"
 #include "routing/routes.h"
-#include "routing/scratch.h"
 #include "routing/types.h"
+#include "scratch.h"
 
 namespace artsy {
 using namespace artsy::prototype_logits;

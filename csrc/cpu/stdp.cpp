@@ -10,8 +10,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <memory>
-#include <new>
 #include <numeric>
 #include <optional>
 #include <string>

@@ -11,8 +11,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <memory>
-#include <new>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -97,7 +95,7 @@ std::vector<Tensor> run(Check& check, std::vector<Tensor> arrive, const Tensor& 
       check.tensor(name, arrive[k], {forms[k]}, {real});
     else
       check.require(arrive[k].numel() == 0, name + " must be empty as the result is, got " + shape_of(arrive[k]));
-    arrive[k] = torch::stable::contiguous(arrive[k]);
+    arrive[k] = made_contiguous(arrive[k]);
   }
 
   Arguments results, computed;
@@ -117,7 +115,7 @@ std::vector<Tensor> run(Check& check, std::vector<Tensor> arrive, const Tensor& 
   }
 
   make_readable(given, real);
-  const Tensor readable = torch::stable::contiguous(weight);
+  const Tensor readable = made_contiguous(weight);
   if (real == ScalarType::Float)
     compute<float>(check, rule, readable, given, arrive, computed);
   else

@@ -16,8 +16,8 @@
 #include "arguments.h"
 #include "parallel.h"
 #include "routing/dtypes.h"
-#include "routing/scratch.h"
 #include "routing/types.h"
+#include "scratch.h"
 
 namespace artsy::synapse_currents {
 

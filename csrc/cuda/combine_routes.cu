@@ -55,9 +55,9 @@ struct Arguments {
     }
     D = 1;
     for (int64_t axis = 1; axis < y.dim(); ++axis) D *= y.size(axis);
-    for (Tensor* tensor : {&y, &sample, &offsets, &order, &sample_offsets}) *tensor = contiguous(*tensor);
+    for (Tensor* tensor : {&y, &sample, &offsets, &order, &sample_offsets}) *tensor = made_contiguous(*tensor);
     for (OptionalTensor* tensor : {&weight, &base})
-      if (*tensor) *tensor = contiguous(**tensor);
+      if (*tensor) *tensor = made_contiguous(**tensor);
   }
 
   std::vector<int64_t> result_shape() const {
@@ -109,7 +109,7 @@ std::vector<Tensor> combine_routes_backward_cuda(const Tensor& grad_in, const Te
   bool fits = grad_in.dim() == y.dim();
   for (int64_t axis = 0; fits && axis < y.dim(); ++axis) fits = grad_in.size(axis) == shape[axis];
   check.tensor("grad", grad_in, fits, "shaped as the result of the op", {y.scalar_type()});
-  const Tensor grad = contiguous(grad_in);
+  const Tensor grad = made_contiguous(grad_in);
 
   std::vector<Tensor> gradients;
   std::optional<Tensor> grad_y, grad_weight;

@@ -14,7 +14,7 @@ Tensor consolidate_cuda(const Tensor& weight, const Tensor& functional, double o
   check.tensor("functional", functional, {"SJI"}, {ScalarType::Bool});
   check.thresholds(on, off);
   const OnDeviceOf device(weight);
-  const Tensor weights = torch::stable::contiguous(weight), before = torch::stable::contiguous(functional);
+  const Tensor weights = made_contiguous(weight), before = made_contiguous(functional);
   Tensor result = torch::stable::empty_like(before);
   const auto as = [&]<class T>(T) {
     consolidate(data<T>(weights), data<uint8_t>(before), weights.numel(), T(on), T(off), data<uint8_t>(result),

@@ -26,7 +26,7 @@ Tensor encode_spikes_cuda(const Tensor& x, int64_t steps, const std::string& cod
 
   const OnDeviceOf device(x);
   const bool exact = x.scalar_type() == ScalarType::Double || x.scalar_type() == ScalarType::Float;
-  const Tensor rates = torch::stable::contiguous(exact ? x : torch::stable::to(x, ScalarType::Float));
+  const Tensor rates = made_contiguous(exact ? x : torch::stable::to(x, ScalarType::Float));
   std::vector<int64_t> shape{steps};
   for (int64_t axis = 0; axis < x.dim(); ++axis) shape.push_back(x.size(axis));
   Tensor spikes = torch::stable::new_empty(rates, shape, type);

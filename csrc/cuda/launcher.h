@@ -18,6 +18,7 @@
 
 namespace artsy::cuda {
 
+using artsy::made_contiguous;
 using artsy::ScalarType;
 using artsy::shape_of;
 using artsy::Tensor;

@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> plan_routes_cuda(cons
   if (capacity && *capacity < 0) check.fail("capacity must be >= 0, got " + std::to_string(*capacity));
 
   const OnDeviceOf device(mask_in);
-  const Tensor mask = torch::stable::contiguous(mask_in);
+  const Tensor mask = made_contiguous(mask_in);
   const int64_t B = mask.size(0), S = mask.size(1);
   const auto indexes = [&](int64_t size) { return torch::stable::new_empty(mask, {size}, ScalarType::Long); };
 

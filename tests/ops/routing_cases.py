@@ -15,11 +15,8 @@ from artsy_ext.ops import Routes, plan_routes
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 EMPTY_MASKS = ((0, 4), (4, 0), (0, 0))
 
-# What ARTSY_CPU_ISA may name here, and None for what a kernel chooses by itself.
-ISAS = {"DEFAULT": ("portable",), "AVX2": ("portable", "avx2"), "AVX512": ("portable", "avx2", "avx512")}
-every_isa = pytest.mark.parametrize(
-    "isa", [None, *ISAS.get(torch.backends.cpu.get_cpu_capability(), ("portable",))], indirect=True
-)
+# None: what a kernel chooses by itself.
+every_isa = pytest.mark.parametrize("isa", [None, *filter(properties.supported, properties.ISAS)], indirect=True)
 
 # The mask of all hand-made tables: sample 0 has sub-networks 0 and 2, sample 1 none, sample 2 has 0 and 1.
 HAND_MASK = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.bool)

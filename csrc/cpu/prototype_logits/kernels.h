@@ -35,7 +35,7 @@ class Cosines {
         start(panel),
         converted(rows * kDepth),
         sums(rows * panel) {
-    std::fill_n(start.data(), panel, Number(0));
+    std::fill_n(start.get(), panel, Number(0));
   }
 
   // The group's rows with its classes from `first` on, as many as a panel holds.
@@ -45,17 +45,17 @@ class Cosines {
       const Stored* prototype = group.prototypes + group.classes[first + c] * D;
       const Number size = length(prototype, D);
       for_vectors<Number>(D, [&](int64_t i, auto n) {
-        store_real(directions.data() + c * D + i, load_real(prototype + i, n) / size, n);
+        store_real(directions.get() + c * D + i, load_real(prototype + i, n) / size, n);
       });
     }
-    const Right<Number> right = packed_transpose<Number>(directions.data(), width, D, memory.data());
+    const Right<Number> right = packed_transpose<Number>(directions.get(), width, D, memory.get());
     for (int64_t row = 0; row < group.count; row += rows) {
       const int64_t count = std::min(rows, group.count - row);
-      multiply_rows<Number>(group.rows + row * D, count, D, right, width, start.data(), converted.data(), sums.data());
+      multiply_rows<Number>(group.rows + row * D, count, D, right, width, start.get(), converted.get(), sums.get());
       for (int64_t i = 0; i < count; ++i) {
         const Number size = lengths[group.first_row + row + i];
         Number* to = cosines + group.cosines + (row + i) * classes + first;
-        const Number* from = sums.data() + i * whole_vectors<Number>(width);
+        const Number* from = sums.get() + i * whole_vectors<Number>(width);
         for (int64_t c = 0; c < width; ++c) to[c] = from[c] / size;
       }
     }
@@ -112,22 +112,22 @@ void forward(const Problem<Stored>& p, const std::vector<Group<Stored>>& groups,
   const Scratch<int64_t> subnetwork(last.first_row);
   for (size_t g = 0; g < groups.size(); ++g)
     for (int64_t i = 0; i < groups[g].count; ++i) {
-      lengths.data()[groups[g].first_row + i] = length(groups[g].rows + i * p.D, p.D);
-      if (&groups[g] != &last) subnetwork.data()[groups[g].first_row + i] = static_cast<int64_t>(g);
+      lengths.get()[groups[g].first_row + i] = length(groups[g].rows + i * p.D, p.D);
+      if (&groups[g] != &last) subnetwork.get()[groups[g].first_row + i] = static_cast<int64_t>(g);
     }
 
   const Scratch<Number> cosines(last.cosines + last.count * static_cast<int64_t>(last.classes.size()));
   std::vector<Cosines<Stored>> states;
   for (int64_t worker = 0; worker < workers; ++worker) states.emplace_back(p.D);
   for_each_task(static_cast<int64_t>(tasks.size()), workers, [&](int64_t worker, int64_t k) {
-    states[worker].run(*tasks[k].group, tasks[k].first, lengths.data(), cosines.data());
+    states[worker].run(*tasks[k].group, tasks[k].first, lengths.get(), cosines.get());
   });
 
   const Scratch<Number> sums(workers * p.C);
   const Scratch<uint8_t> answered(workers * p.C);
   for_each_range(p.B, workers, [&](int64_t worker, int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b)
-      answer(p, groups, subnetwork.data(), cosines.data(), b, sums.data() + worker * p.C,
-             answered.data() + worker * p.C, logits);
+      answer(p, groups, subnetwork.get(), cosines.get(), b, sums.get() + worker * p.C, answered.get() + worker * p.C,
+             logits);
   });
 }

@@ -36,15 +36,15 @@ class BackwardRows {
         gradient(Tile::most * hidden_size),
         converted(converts ? Tile::most * kDepth : 0),
         rest(Tile::most * lanes<Number>) {
-    std::fill_n(zeros.data(), std::max(hidden_size, whole_vectors<Number>(p.D)), Number(0));
+    std::fill_n(zeros.get(), std::max(hidden_size, whole_vectors<Number>(p.D)), Number(0));
   }
 
   void run(const Tile& tile) {
     const bool with_gradient = grad_x || rows.gradient;
     if (with_gradient) {
       if (tile.subnetwork != packed_subnetwork) pack(tile.subnetwork);
-      multiply_rows<Number>(grad + tile.begin * p.D, tile.count, p.D, up, p.R, zeros.data(), converted.data(),
-                            gradient.data());
+      multiply_rows<Number>(grad + tile.begin * p.D, tile.count, p.D, up, p.R, zeros.get(), converted.get(),
+                            gradient.get());
     }
     const Number scale = static_cast<Number>(p.scale);
     for (int64_t i = 0; i < tile.count; ++i)
@@ -53,14 +53,14 @@ class BackwardRows {
         const auto [value, slope] = activated<Number>(p.activation, load_real(hidden + row * p.R + r, n));
         if (rows.value) store(rows.value + row * hidden_size + r, value);
         if (!with_gradient) return;
-        const auto before = load(gradient.data() + i * hidden_size + r) * scale * slope;
-        store(gradient.data() + i * hidden_size + r, before);
+        const auto before = load(gradient.get() + i * hidden_size + r) * scale * slope;
+        store(gradient.get() + i * hidden_size + r, before);
         if (rows.gradient) store(rows.gradient + row * hidden_size + r, before);
       });
     if (!grad_x) return;
     const Output<Stored> output(grad_x, p.rows(), p.D);
-    const OutputRows<Stored> to{p.residual ? grad : nullptr, output, p.D, tile.begin, 1, rest.data()};
-    multiply<Number>(tile.count, p.D, p.R, {gradient.data(), hidden_size, 1}, down, {zeros.data(), 0}, to,
+    const OutputRows<Stored> to{p.residual ? grad : nullptr, output, p.D, tile.begin, 1, rest.get()};
+    multiply<Number>(tile.count, p.D, p.R, {gradient.get(), hidden_size, 1}, down, {zeros.get(), 0}, to,
                      next_rows(p, tile, grad));
     to.write_rest(tile.count);
   }
@@ -68,8 +68,8 @@ class BackwardRows {
  private:
   void pack(int64_t s) {
     const int64_t weights = s * p.R * p.D;
-    up = factor(p.up + weights, p.R, p.D, p.R, up_memory.data());
-    if (grad_x) down = factor(p.down + weights, p.D, p.R, p.D, down_memory.data());
+    up = factor(p.up + weights, p.R, p.D, p.R, up_memory.get());
+    if (grad_x) down = factor(p.down + weights, p.D, p.R, p.D, down_memory.get());
     packed_subnetwork = s;
   }
 
@@ -112,7 +112,7 @@ class BackwardWeights {
     clear(down_sum, out.down ? p.R * stride : 0);
     clear(up_sum, out.up ? width * hidden_size : 0);
     clear(bias_sum, stride);
-    const Sums<Number> to_down{down_sum.data(), stride}, to_up{up_sum.data(), hidden_size};
+    const Sums<Number> to_down{down_sum.get(), stride}, to_up{up_sum.get(), hidden_size};
     const bool up = out.up || out.up_bias;
     for (int64_t row = p.begin(s); row < end; row += kDeep) {
       const int64_t count = std::min(kDeep, end - row), after = std::min(kDeep, end - row - count);
@@ -130,27 +130,27 @@ class BackwardWeights {
       if (out.up)
         multiply<Number>(width, p.R, count, {g, 1, step}, in_place(rows.value + row * hidden_size, hidden_size),
                          {to_up.data, hidden_size}, to_up, ahead(out.down ? p.x : grad, row + count, after));
-      if (out.up_bias) add_rows(g, step, count, stride, bias_sum.data());
+      if (out.up_bias) add_rows(g, step, count, stride, bias_sum.get());
     }
     const Number scale = static_cast<Number>(p.scale);
     if (out.down)
       for (int64_t r = 0; r < p.R; ++r)
-        copy_scaled(down_sum.data() + r * stride, width, Number(1), out.down + (s * p.R + r) * p.D + column);
+        copy_scaled(down_sum.get() + r * stride, width, Number(1), out.down + (s * p.R + r) * p.D + column);
     if (out.up)
       for (int64_t d = 0; d < width; ++d)
-        copy_scaled(up_sum.data() + d * hidden_size, p.R, scale, out.up + (s * p.D + column + d) * p.R);
-    if (out.up_bias) copy_scaled(bias_sum.data(), width, scale, out.up_bias + s * p.D + column);
+        copy_scaled(up_sum.get() + d * hidden_size, p.R, scale, out.up + (s * p.D + column + d) * p.R);
+    if (out.up_bias) copy_scaled(bias_sum.get(), width, scale, out.up_bias + s * p.D + column);
   }
 
   void run_down_bias(int64_t s) {
     clear(bias_sum, hidden_size);
     add_rows(rows.gradient + p.begin(s) * hidden_size, hidden_size, p.begin(s + 1) - p.begin(s), hidden_size,
-             bias_sum.data());
-    copy_scaled(bias_sum.data(), p.R, Number(1), out.down_bias + s * p.R);
+             bias_sum.get());
+    copy_scaled(bias_sum.get(), p.R, Number(1), out.down_bias + s * p.R);
   }
 
  private:
-  static void clear(const Scratch<Number>& sums, int64_t size) { std::fill_n(sums.data(), size, Number(0)); }
+  static void clear(const Scratch<Number>& sums, int64_t size) { std::fill_n(sums.get(), size, Number(0)); }
 
   // Rows of numbers, and how far they lie apart: in whole vectors.
   struct Rows {
@@ -163,8 +163,8 @@ class BackwardWeights {
     if constexpr (std::is_same_v<Number, Stored>)
       if (width % lanes<Number> == 0) return {from, p.D};
     const int64_t stride = whole_vectors<Number>(width);
-    for (int64_t k = 0; k < count; ++k) copy_vectors(from + k * p.D, width, converted.data() + k * stride);
-    return {converted.data(), stride};
+    for (int64_t k = 0; k < count; ++k) copy_vectors(from + k * p.D, width, converted.get() + k * stride);
+    return {converted.get(), stride};
   }
 
   static void add_rows(const Number* from, int64_t stride, int64_t count, int64_t width, Number* to) {
@@ -194,7 +194,7 @@ void backward(const Problem<Stored>& problem, const std::vector<Tile>& tiles, in
   const int64_t hidden_numbers = problem.rows() * whole_vectors<Number>(problem.R);
   const bool with_gradient = out.down || out.down_bias;
   const Scratch<Number> value(out.up ? hidden_numbers : 0), gradient(with_gradient ? hidden_numbers : 0);
-  const HiddenRows<Number> rows{out.up ? value.data() : nullptr, with_gradient ? gradient.data() : nullptr};
+  const HiddenRows<Number> rows{out.up ? value.get() : nullptr, with_gradient ? gradient.get() : nullptr};
   if (out.x || out.up || with_gradient) {
     std::vector<BackwardRows<Stored>> states;
     for (int64_t worker = 0; worker < workers; ++worker) states.emplace_back(problem, grad, hidden, out.x, rows);

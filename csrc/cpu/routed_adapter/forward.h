@@ -30,39 +30,39 @@ class Forward {
  private:
   void pack(int64_t s) {
     const int64_t weights = s * p.R * p.D;
-    down = packed_weights<Element>(p.down + weights, p.R, p.D, down_memory.data());
-    up = packed_weights<Element>(p.up + weights, p.D, p.R, up_memory.data());
-    copy_vectors(p.down_bias + s * p.R, p.R, down_bias.data());
-    copy_vectors(p.up_bias + s * p.D, p.D, up_bias.data());
+    down = packed_weights<Element>(p.down + weights, p.R, p.D, down_memory.get());
+    up = packed_weights<Element>(p.up + weights, p.D, p.R, up_memory.get());
+    copy_vectors(p.down_bias + s * p.R, p.R, down_bias.get());
+    copy_vectors(p.up_bias + s * p.D, p.D, up_bias.get());
     packed_subnetwork = s;
   }
 
   // The activated hidden values of a tile.
   void hide(const Tile& tile) {
-    multiply_rows<Element>(p.x + tile.begin * p.D, tile.count, p.D, down, p.R, down_bias.data(), converted.data(),
-                           hidden.data());
+    multiply_rows<Element>(p.x + tile.begin * p.D, tile.count, p.D, down, p.R, down_bias.get(), converted.get(),
+                           hidden.get());
     if (saved)
       for (int64_t i = 0; i < tile.count; ++i)
         for_vectors<Number>(p.R, [&](int64_t r, auto n) {
-          store_real(saved + (tile.begin + i) * p.R + r, load(hidden.data() + i * hidden_size + r), n);
+          store_real(saved + (tile.begin + i) * p.R + r, load(hidden.get() + i * hidden_size + r), n);
         });
     for (int64_t i = 0; i < tile.count * hidden_size; i += lanes<Number>) {
-      const auto value = activated<Number>(p.activation, load(hidden.data() + i)).value;
+      const auto value = activated<Number>(p.activation, load(hidden.get() + i)).value;
       if constexpr (pairs)
-        store_real(short_hidden.data() + i, value);
+        store_real(short_hidden.get() + i, value);
       else
-        store(hidden.data() + i, value);
+        store(hidden.get() + i, value);
     }
   }
 
   void write(const Tile& tile, const Output<Stored>& y) {
     Left<Element> left{};
     if constexpr (pairs)
-      left = {reinterpret_cast<const Element*>(short_hidden.data()), hidden_size / 2, 1};
+      left = {reinterpret_cast<const Element*>(short_hidden.get()), hidden_size / 2, 1};
     else
-      left = {hidden.data(), hidden_size, 1};
-    const OutputRows<Stored> to{p.base, y, p.D, tile.begin, static_cast<Number>(p.scale), rest.data()};
-    multiply<Element>(tile.count, p.D, pairs ? p.R / 2 : p.R, left, up, {up_bias.data(), 0}, to,
+      left = {hidden.get(), hidden_size, 1};
+    const OutputRows<Stored> to{p.base, y, p.D, tile.begin, static_cast<Number>(p.scale), rest.get()};
+    multiply<Element>(tile.count, p.D, pairs ? p.R / 2 : p.R, left, up, {up_bias.get(), 0}, to,
                       next_rows(p, tile, p.x));
     to.write_rest(tile.count);
   }

@@ -157,7 +157,7 @@ inline void check_tensors(Check& check, const Tensor& weight, SpikeArguments& gi
 inline Tensor readable_spikes(const Tensor& spikes, ScalarType real) {
   const ScalarType type = spikes.scalar_type();
   const bool bytes = type == ScalarType::Bool || type == ScalarType::Byte;
-  return torch::stable::contiguous(bytes || type == real ? spikes : torch::stable::to(spikes, real));
+  return made_contiguous(bytes || type == real ? spikes : torch::stable::to(spikes, real));
 }
 
 inline Spikes pointer_to(const Tensor& spikes) {
@@ -169,11 +169,11 @@ inline Spikes pointer_to(const Tensor& spikes) {
 inline void make_readable(SpikeArguments& given, ScalarType real) {
   given.pre = readable_spikes(given.pre, real);
   given.post = readable_spikes(given.post, real);
-  given.a_plus = torch::stable::contiguous(given.a_plus);
-  given.a_minus = torch::stable::contiguous(given.a_minus);
+  given.a_plus = made_contiguous(given.a_plus);
+  given.a_minus = made_contiguous(given.a_minus);
   for (MaybeTensor* tensor : {&given.traces[0], &given.traces[1], &given.traces[2], &given.traces[3], &given.traces[4],
                               &given.modulation, &given.mask})
-    if (*tensor) *tensor = torch::stable::contiguous(**tensor);
+    if (*tensor) *tensor = made_contiguous(**tensor);
 }
 
 // Without results.

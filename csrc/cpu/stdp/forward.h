@@ -44,7 +44,7 @@ Results run(const Check& check, const Tensor& weight, SpikeArguments given, cons
             std::optional<Consolidation> consolidation) {
   const ScalarType real = weight.scalar_type();
   make_readable(given, real);
-  if (consolidation) consolidation->functional = torch::stable::contiguous(consolidation->functional);
+  if (consolidation) consolidation->functional = made_contiguous(consolidation->functional);
 
   const int64_t B = check.size('B'), S = check.size('S'), J = check.size('J'), I = check.size('I');
   const auto fresh = [&](bool kept, const std::vector<int64_t>& shape, ScalarType type) {
@@ -54,7 +54,7 @@ Results run(const Check& check, const Tensor& weight, SpikeArguments given, cons
   const bool slow = rule.triplet.has_value();
   // A rule that compares with the weights it found needs them beside those it writes.
   const bool onto_itself = in_place && weight.is_contiguous() && rule.dependence == Dependence::none;
-  const Tensor readable = torch::stable::contiguous(weight);
+  const Tensor readable = made_contiguous(weight);
   Results results{onto_itself ? weight : fresh(true, {S, J, I}, real),
                   {fresh(true, pre, real), fresh(true, post, real), fresh(slow, pre, real), fresh(slow, post, real),
                    fresh(rule.eligibility.has_value(), {B, S, J, I}, real)},

@@ -8,6 +8,8 @@
 #include <optional>
 #include <vector>
 
+#include "../scratch.h"
+
 namespace artsy::stdp {
 
 enum class Dependence { none, proportional, soft, hard };
@@ -97,20 +99,5 @@ template <class T>
 std::unique_ptr<T[]> unwritten(int64_t size) {
   return std::make_unique_for_overwrite<T[]>(static_cast<size_t>(size));
 }
-
-// For vectors: aligned to a cache line, unwritten.
-template <class T>
-class Scratch {
- public:
-  explicit Scratch(int64_t size)
-      : data_(static_cast<T*>(::operator new(sizeof(T) * static_cast<size_t>(size), std::align_val_t{64}))) {}
-  ~Scratch() { ::operator delete(data_, std::align_val_t{64}); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  T* get() const { return data_; }
-
- private:
-  T* data_;
-};
 
 }  // namespace artsy::stdp

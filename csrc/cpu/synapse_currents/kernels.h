@@ -47,22 +47,22 @@ class Currents {
     const int64_t width = std::min(panel, p.units - first);
     const Stored* from = p.weight + first * p.I;
     if (p.functional || depth != p.I) {
-      copy_rows(from, p.functional ? p.functional + first * p.I : nullptr, width, p.I, depth, transmitting.data());
-      from = transmitting.data();
+      copy_rows(from, p.functional ? p.functional + first * p.I : nullptr, width, p.I, depth, transmitting.get());
+      from = transmitting.get();
     }
-    const Right<Element> weight = packed_weights<Element>(from, width, depth, memory.data());
-    copy_vectors(p.bias + first, width, bias.data());
+    const Right<Element> weight = packed_weights<Element>(from, width, depth, memory.get());
+    copy_vectors(p.bias + first, width, bias.get());
     for (int64_t b = 0; b < p.B; b += rows) {
       const int64_t count = std::min(rows, p.B - b);
       const Stored* x = p.x + b * p.I;
       if (depth != p.I) {
-        copy_rows(x, nullptr, count, p.I, depth, even.data());
-        x = even.data();
+        copy_rows(x, nullptr, count, p.I, depth, even.get());
+        x = even.get();
       }
-      multiply_rows<Element>(x, count, depth, weight, width, bias.data(), converted.data(), sums.data());
+      multiply_rows<Element>(x, count, depth, weight, width, bias.get(), converted.get(), sums.get());
       for (int64_t i = 0; i < count; ++i)
         for_vectors<Number>(width, [&](int64_t j, auto n) {
-          const auto sum = load(sums.data() + i * whole_vectors<Number>(width) + j);
+          const auto sum = load(sums.get() + i * whole_vectors<Number>(width) + j);
           store_real(currents + (b + i) * p.units + first + j, sum, n);
         });
     }

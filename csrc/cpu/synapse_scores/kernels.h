@@ -25,18 +25,18 @@ class Gates {
 
   // Gate s for all samples.
   void run(int64_t s, Stored* scores) {
-    const Right<Element> down = packed_weights<Element>(p.down + s * p.R * p.D, p.R, p.D, memory.data());
-    copy_vectors(p.down_bias + s * p.R, p.R, down_bias.data());
-    copy_vectors(p.up + s * p.R, p.R, up.data());
+    const Right<Element> down = packed_weights<Element>(p.down + s * p.R * p.D, p.R, p.D, memory.get());
+    copy_vectors(p.down_bias + s * p.R, p.R, down_bias.get());
+    copy_vectors(p.up + s * p.R, p.R, up.get());
     for (int64_t b = 0; b < p.B; b += rows) {
       const int64_t count = std::min(rows, p.B - b);
-      multiply_rows<Element>(p.features + b * p.D, count, p.D, down, p.R, down_bias.data(), converted.data(),
-                             hidden.data());
+      multiply_rows<Element>(p.features + b * p.D, count, p.D, down, p.R, down_bias.get(), converted.get(),
+                             hidden.get());
       for (int64_t i = 0; i < count; ++i) {
         Vector<Number> sum{};
         for_vectors<Number>(p.R, [&](int64_t j, auto n) {
-          const auto v = load_real(hidden.data() + i * hidden_size + j, n), zero = Vector<Number>{};
-          sum += (v < zero ? zero : v) * load(up.data() + j);
+          const auto v = load_real(hidden.get() + i * hidden_size + j, n), zero = Vector<Number>{};
+          sum += (v < zero ? zero : v) * load(up.get() + j);
         });
         Number total = to_real(p.up_bias[s]);
         for (int lane = 0; lane < lanes<Number>; ++lane) total += sum[lane];

@@ -16,7 +16,7 @@ class Scratch {
   explicit Scratch(int64_t size)
       : memory_(static_cast<Number*>(::operator new(sizeof(Number) * std::max<int64_t>(size, 1), line))) {}
 
-  Number* data() const { return memory_.get(); }
+  Number* get() const { return memory_.get(); }
 
  private:
   static constexpr std::align_val_t line{64};
