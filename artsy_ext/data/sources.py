@@ -30,8 +30,11 @@ class Source:
         class_names: [C] in the order of the labels.
         train: the images to learn from; where there is no `test`, all images.
         test: the images to be asked about; None where they are split off `train` by seed.
-        renderings: without `test`: `train` holds this many renderings of the same objects, all objects in one rendering
-            after the other; those of an object stay together.
+        paired: `test` shows the objects of `train`, one for one, in another way: they are split by seed, too.
+        renderings: where they are split by seed: the images are this many renderings of the same objects, all objects
+            in one rendering after the other; those of an object stay together.
+        groups: the classes fall into this many groups of equal size, one after the other; an order by seed shuffles the
+            groups, and the classes of each.
         increment: classes per task where the user says nothing; None if there is no usual number.
     """
 
@@ -39,19 +42,21 @@ class Source:
     class_names: tuple[str, ...]
     train: ImageSet
     test: ImageSet | None = None
+    paired: bool = False
     renderings: int = 1
+    groups: int = 1
     increment: int | None = None
 
     def split(self, seed: int) -> tuple[Tensor, Tensor]:
         """Indices [n] int64 of the training and of the test images, each in its own set.
 
-        Where there is no set of test images, 30 % of every class and at least one image, chosen by the seed.
+        Where the test images are not given, 30 % of every class and at least one image, chosen by the seed.
 
         Raises:
             ValueError: seed is out of [0, 2**32), or a class has fewer than two images to split.
         """
         _check_seed(seed)
-        if self.test is not None:
+        if self.test is not None and not self.paired:
             return torch.arange(len(self.train)), torch.arange(len(self.test))
         from sklearn.model_selection import train_test_split
 
@@ -87,7 +92,7 @@ class Source:
         """The source as a class-incremental stream.
 
         Args:
-            seed: decides the order of the classes, and the split where there are no test images; 0 <= seed < 2**32.
+            seed: decides the order of the classes, and the split where test images are not given; 0 <= seed < 2**32.
             transform: from an image as it was found to what the backbone takes: its `transform`.
             tasks, base, increment: as in `task_sizes`; by default the source's own increment.
             class_order: all class names, in the order in which they are to be learned; None for one by seed.
@@ -119,8 +124,11 @@ class Source:
         """The classes' indexes in the order of `names`, or in one by seed."""
         if names is None:
             # RandomState's streams are frozen by NumPy; torch.randperm and default_rng may change between versions.
-            by_seed: list[int] = np.random.RandomState(seed).permutation(len(self.class_names)).tolist()
-            return by_seed
+            random = np.random.RandomState(seed)
+            groups = np.arange(len(self.class_names)).reshape(self.groups, -1)
+            if self.groups > 1:
+                groups = groups[random.permutation(self.groups)]
+            return [c for group in groups.tolist() for c in random.permutation(group).tolist()]
         unknown = [name for name in names if name not in self.class_names]
         missing = [name for name in self.class_names if name not in names]
         if unknown or missing or len(names) != len(self.class_names):
@@ -152,6 +160,12 @@ def _rotated(data_dir: Path, track: Track) -> Source:
     return rotated()
 
 
+def _domains(data_dir: Path, track: Track) -> Source:
+    from artsy_ext.data.digits import domains
+
+    return domains()
+
+
 def _torchvision(name: str) -> Callable[[Path, Track], Source]:
     def load(data_dir: Path, track: Track) -> Source:
         from artsy_ext.data.vision import torchvision_source
@@ -164,6 +178,7 @@ def _torchvision(name: str) -> Callable[[Path, Track], Source]:
 SOURCES: dict[str, _Named] = {
     "digits": _Named("scikit-learn's handwritten digits, 10 classes; built in", _digits),
     "rotated": _Named("the digits, and each turned by 90 degrees as 10 more classes; built in", _rotated),
+    "domains": _Named("the digits in four domains, 10 classes each; built in", _domains),
     "cifar10": _Named("photographs of 10 kinds of things", _torchvision("cifar10")),
     "cifar100": _Named("photographs of 100 kinds of things", _torchvision("cifar100")),
     "mnist": _Named("60,000 + 10,000 handwritten digits", _torchvision("mnist")),
@@ -173,7 +188,7 @@ SOURCES: dict[str, _Named] = {
 FOLDER = "folder:"
 """What stands before the path of a user's own images."""
 
-BUILT_IN = ("digits", "rotated")
+BUILT_IN = ("digits", "rotated", "domains")
 """Sources that need no files."""
 
 

@@ -197,16 +197,14 @@ def _stream(
 def _test_stream(source: Source, classifier: ArtsyClassifier, backbone: Backbone, *, every_image: bool) -> Stream:
     """The tasks of a classifier with a source's test images, and no training images.
 
-    every_image: where the source has no test images, take all instead of those that the seed sets apart.
+    every_image: where test images are split off by seed, take all instead.
     """
     names = classifier.class_names_ or []
     for name in sorted({*names} ^ {*source.class_names}):
         lacking = "the run" if name in source.class_names else source.name
         raise ValueError(f"data: {source.name} must have the classes of the run, but {lacking} has no {name!r}")
     images = source.test or source.train
-    indices = torch.arange(len(images))
-    if source.test is None and not every_image:
-        indices = source.split(classifier.seed)[1]
+    indices = torch.arange(len(images)) if every_image else source.split(classifier.seed)[1]
     labels = torch.tensor([names.index(name) for name in source.class_names])[images.labels[indices]]
     none = Images(images, torch.arange(0), transform=backbone.transform)
     tasks = []

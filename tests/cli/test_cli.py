@@ -111,7 +111,7 @@ def test_demo_gives_the_same_twice(demo: Demo, tmp_path: Path) -> None:
     [
         (["demo", "--methods", "arsty"], "did you mean artsy"),
         (["demo", "--methods", "artsy,lda,"], "methods: '' is not known"),
-        (["demo", "--stream", "digit"], "'digit' is not one of 'digits', 'rotated'"),
+        (["demo", "--stream", "digit"], "'digit' is not one of 'digits', 'rotated', 'domains'"),
         (["demo", "--data", "digits"], "No such option"),
         (["demo", "--seeds", "0"], "seeds: expected at least 1, got 0"),
         (["demo", "--rank", "0"], "rank must be >= 1, got 0"),
