@@ -86,9 +86,9 @@ def gpu(request: pytest.FixtureRequest, emulators: Callable[[str, str], Emulator
         yield "cpu"
         return
     if request.param == "interpreted":
-        from interpreted.interpreted_ops import interpreted, kernels
+        from interpreted.interpreted_ops import interpreted
 
-        with interpreted(kernels()):
+        with interpreted():
             yield "cpu"
         return
     from emulation.emulated_ops import emulated

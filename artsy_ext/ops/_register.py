@@ -1,7 +1,7 @@
-"""Enters an op into PyTorch: the definition as kernel on every device without one of its own, fake, gradient, autocast.
+"""Enters an op into PyTorch: a kernel for every device without a compiled one, fake, gradient, autocast.
 
-The schemas stand in csrc/ops.cpp. A compiled kernel, registered for its device there, takes precedence over the
-definition registered here.
+The schemas stand in csrc/ops.cpp. A compiled kernel, registered for its device there, takes precedence over what is
+registered here: the op's Triton kernel where `_kernels.py` says so, else its definition.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,13 +10,17 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
+from torch._library.triton import set_wrap_triton_enabled
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from artsy_ext import _library
+from artsy_ext.ops._kernels import Kernel, triton_kernel
 
 _library.load()
 _fragment = torch.library.Library("artsy", "IMPL")
 
-Kernel = Callable[..., Any]
+KERNELS: dict[str, Kernel] = {}
+"""By op, what is registered for every device without a compiled kernel."""
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Autocast = Literal["lower", "float32"] | None
 
@@ -55,27 +59,60 @@ def register(
     autocast: "lower" follows the region's dtype, "float32" stays in fp32, None leaves the arguments as they come.
     """
 
-    def kernel(*flat: Any, **keywords: Any) -> Any:
-        args, kwargs = arguments(*flat, **keywords)
+    def defined(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with nullcontext() if differentiable else torch.no_grad():
             return _contiguous(definition(*args, **kwargs))
+
+    def kernel(*flat: Any, **keywords: Any) -> Any:
+        args, kwargs = arguments(*flat, **keywords)
+        launch = triton_kernel(name, name, args, kwargs)
+        return defined(args, kwargs) if launch is None else _launched(launch, args, kwargs)
+
+    def traced(*flat: Any, **keywords: Any) -> Any:
+        args, kwargs = arguments(*flat, **keywords)
+        launch = triton_kernel(name, name, args, kwargs)
+        return None if launch is None else launch(*args, **kwargs)
 
     def fake_kernel(*flat: Any, **keywords: Any) -> Any:
         args, kwargs = arguments(*flat, **keywords)
         return _contiguous(fake(*args, **kwargs))
 
-    _fragment.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"artsy::{name}", fake_kernel, lib=_fragment)
-    op = getattr(torch.ops.artsy, name).default
+    _register_kernel(name, kernel, fake_kernel, traced)
     if differentiable:
-        _register_gradient(name, op, kernel, saves)
+        _register_gradient(name, arguments, defined, saves)
     _register_autocast(name, autocast)
 
 
-def _register_gradient(name: str, op: Any, kernel: Kernel, saves: bool) -> None:
+def _register_kernel(name: str, kernel: Kernel, fake: Kernel, traced: Kernel) -> None:
+    """traced: what the compiler sees of it, as a function of tensors without data: Triton kernels, or None."""
+    KERNELS[name] = kernel
+    _fragment.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"artsy::{name}", fake, lib=_fragment)
+
+    def decomposed(mode: Any, op: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        # As torch.library.triton_op does it; an exported program keeps the op.
+        if not torch.compiler.is_exporting():
+            with mode:
+                found = traced(*args, **kwargs)
+            if found is not None:
+                return found
+        return mode.__torch_dispatch__(op, types, args, kwargs)
+
+    torch.library.register_torch_dispatch(f"artsy::{name}", FunctionalTensorMode, decomposed, lib=_fragment)
+
+
+def _launched(kernel: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The kernel of these arguments, on their device; its launches go straight to Triton, past the compiler's view."""
+    first = next(a for a in args if isinstance(a, Tensor))
+    with set_wrap_triton_enabled(False), torch.cuda.device_of(first):
+        return kernel(*args, **kwargs)
+
+
+def _register_gradient(name: str, arguments: Callable[..., Arguments], defined: Kernel, saves: bool) -> None:
+    op = getattr(torch.ops.artsy, name).default
     backward = getattr(torch.ops.artsy, f"{name}_backward").default
-    arguments = [a for a in op._schema.arguments if not a.kwarg_only]
-    defaults = [a.default_value for a in arguments]
+    positional = [a for a in op._schema.arguments if not a.kwarg_only]
+    defaults = [a.default_value for a in positional]
     several = len(op._schema.returns) > 1 + saves
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
@@ -95,13 +132,26 @@ def _register_gradient(name: str, op: Any, kernel: Kernel, saves: bool) -> None:
         saved, tensors = ctx.saved_tensors[:saves], ctx.saved_tensors[saves:]
         for i, tensor in zip(ctx.tensor_at, tensors, strict=True):
             inputs[i] = tensor
-        needs = [bool(n) for n in ctx.needs_input_grad[: len(arguments)]]
-        needs += [False] * (len(arguments) - len(needs))
+        needs = [bool(n) for n in ctx.needs_input_grad[: len(positional)]]
+        needs += [False] * (len(positional) - len(needs))
         given = list(grads[: len(grads) - saves]) if several else grads[0]
         found = iter(backward(given, *saved, *inputs, **ctx.keywords, needs=needs))
         return tuple(next(found) if need else None for need in needs)
 
+    def chosen(grad: Any, *inputs: Any, needs: Sequence[bool], **keywords: Any) -> Any:
+        """The Triton kernel of the gradient and its arguments; None where there is none."""
+        args, kwargs = arguments(*inputs[saves:], **keywords)
+        launch = triton_kernel(name, f"{name}_backward", args, kwargs)
+        return launch and (launch, (grad, *inputs[:saves], *args), {**kwargs, "needs": list(needs)})
+
+    def traced(*inputs: Any, **keywords: Any) -> Any:
+        call = chosen(*inputs, **keywords)
+        return call and call[0](*call[1], **call[2])
+
     def backward_kernel(grad: Any, *inputs: Any, needs: Sequence[bool], **keywords: Any) -> list[Tensor]:
+        call = chosen(grad, *inputs, needs=needs, **keywords)
+        if call:
+            return _launched(*call)
         inputs = inputs[saves:]
         inputs = (*inputs, *defaults[len(inputs) :])
         wanted: list[Tensor] = []
@@ -112,7 +162,7 @@ def _register_gradient(name: str, op: Any, kernel: Kernel, saves: bool) -> None:
                 wanted.append(a.requires_grad_())
             leaves.append(a)
         with _autograd_inside_a_kernel():
-            outputs = kernel(*leaves, **keywords)
+            outputs = defined(*arguments(*leaves, **keywords))
             if saves:
                 outputs = outputs[:-1] if several else outputs[0]
             pairs = list(zip(outputs, grad, strict=True)) if several else [(outputs, grad)]
@@ -132,8 +182,7 @@ def _register_gradient(name: str, op: Any, kernel: Kernel, saves: bool) -> None:
     def no_second_gradient(ctx: Any, *grads: Any) -> NoReturn:
         raise RuntimeError(f"{name}: differentiable once, its gradients have no gradient")
 
-    _fragment.impl(f"{name}_backward", backward_kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"artsy::{name}_backward", backward_fake, lib=_fragment)
+    _register_kernel(f"{name}_backward", backward_kernel, backward_fake, traced)
     torch.library.register_autograd(f"artsy::{name}_backward", no_second_gradient, lib=_fragment)
     has_keywords = any(a.kwarg_only for a in op._schema.arguments)
     torch.library.register_autograd(

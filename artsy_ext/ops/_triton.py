@@ -1,8 +1,9 @@
 """What Triton kernels share: the switch for Triton's interpreter, and how a kernel is shown to the static gate.
 
 Imported by `artsy_ext/ops/<op>/triton.py` alone: triton is loaded where a kernel of it is used. Each such file has in
-`KERNELS` what it registers for a GPU, by op, which tests/interpreted runs in the interpreter; and in `VARIANTS` the
-compiled forms of its kernels, which tests/static inspects.
+`KERNELS` the op and its gradient, called as `_kernels.triton_kernel` says and launching by way of
+`torch.library.wrap_triton`, through which compilers see the kernels; tests/interpreted runs them in the interpreter. In
+`VARIANTS` are the compiled forms of its kernels, which tests/static inspects.
 """
 
 import os

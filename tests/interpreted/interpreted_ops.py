@@ -1,36 +1,30 @@
 """The ops as their Triton kernels compute them in the interpreter: within `interpreted`, on tensors of the CPU."""
 
-import importlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
 from interpreted.guard import guarded_launches
 
-import artsy_ext.ops
-
-
-def kernels() -> dict[str, Callable[..., Any]]:
-    """By op, what `artsy_ext/ops/<op>/triton.py` registers for a GPU."""
-    found: dict[str, Callable[..., Any]] = {}
-    for path in sorted(Path(artsy_ext.ops.__file__).parent.glob("*/triton.py")):
-        found |= importlib.import_module(f"artsy_ext.ops.{path.parent.name}.triton").KERNELS
-    return found
+from artsy_ext.ops import _kernels, _register
 
 
 @contextmanager
-def interpreted(kernels: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Puts kernels in the place of the CPU's, and every tensor that they get into guarded memory."""
+def interpreted() -> Iterator[None]:
+    """The CPU does what a GPU would do, and every tensor that a kernel gets lies in guarded memory."""
     library = torch.library.Library("artsy", "IMPL")
+    before = dict(_kernels.TRITON)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*overrid", category=UserWarning)
-        for name, kernel in kernels.items():
-            library.impl(name, kernel, "CPU", allow_override=True)
+        for op, served in before.items():
+            _kernels.TRITON[op] = served._replace(devices=("cpu",))
+            for name in (op, f"{op}_backward"):
+                if name in _register.KERNELS:
+                    library.impl(name, _register.KERNELS[name], "CPU", allow_override=True)
     try:
         with guarded_launches():
             yield
     finally:
+        _kernels.TRITON.update(before)
         library._destroy()

@@ -1,5 +1,8 @@
 """Small Triton kernels in the interpreter, with guarded memory; test_interpreted.py runs this file where it is on."""
 
+import sys
+import types
+
 import pytest
 import torch
 import triton
@@ -8,7 +11,7 @@ from interpreted import kernels
 from interpreted.interpreted_ops import interpreted
 from torch import Tensor
 
-from artsy_ext.ops import consolidate, reference
+from artsy_ext.ops import _kernels, consolidate, reference
 
 pytestmark = pytest.mark.interpreted
 
@@ -70,7 +73,7 @@ def hysteresis_kernel(weight, functional, out, n, on, off, BLOCK: tl.constexpr):
     tl.store(out + i, (b_size >= on) | (b_was & (b_size >= off)), mask=i < n)
 
 
-def test_an_op_runs_its_triton_kernel() -> None:
+def test_an_op_runs_its_triton_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
 
     def kernel(weight: Tensor, functional: Tensor, on: float, off: float) -> Tensor:
@@ -80,10 +83,15 @@ def test_an_op_runs_its_triton_kernel() -> None:
         hysteresis_kernel[(triton.cdiv(n, 64),)](weight, functional, out, n, on, off, 64)
         return out
 
+    module = types.ModuleType("artsy_ext.ops.consolidate.triton")
+    module.KERNELS = {"consolidate": kernel}
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(_kernels, "TRITON", {"consolidate": _kernels.Served()})
     weight, functional = torch.randn(3, 5, 7), torch.rand(3, 5, 7) < 0.5
     expected = reference.consolidate(weight, functional, 0.8, 0.3)
-    with interpreted({"consolidate": kernel}):
+    with interpreted():
         assert torch.equal(consolidate(weight, functional, 0.8, 0.3), expected)
+        consolidate(weight.double(), functional, 0.8, 0.3)  # a dtype that the kernel does not take
     assert torch.equal(consolidate(weight, functional, 0.8, 0.3), expected)
     assert launched == [weight.shape]
 
