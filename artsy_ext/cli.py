@@ -186,11 +186,19 @@ def _setting_options(demo: bool) -> list[click.Parameter]:
         except OSError as error:
             raise click.UsageError(f"config: {path} can't be read: {error.strerror}") from error
         # What click takes for an option that is not given.
-        lists = {name: ",".join(value) or None for name, value in values.items() if isinstance(value, list)}
+        lists = {name: ",".join(map(str, value)) or None for name, value in values.items() if isinstance(value, list)}
         context.default_map = {**values, **lists}
 
-    def split(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
-        return None if value is None else [item.strip() for item in value.split(",")]
+    def split(kind: Any) -> Callable[[click.Context, click.Parameter, str | None], list[Any] | None]:
+        def callback(context: click.Context, parameter: click.Parameter, value: str | None) -> list[Any] | None:
+            if value is None:
+                return None
+            try:
+                return [kind(item.strip()) for item in value.split(",")]
+            except ValueError:
+                raise click.BadParameter(f"{value!r} is not a list of whole numbers") from None
+
+        return callback
 
     options: list[click.Parameter] = [
         click.Option(
@@ -213,7 +221,9 @@ def _setting_options(demo: bool) -> list[click.Parameter]:
         elif get_origin(setting.type) is Literal:
             more["type"] = click.Choice(get_args(setting.type))
         elif get_origin(setting.type) is tuple:
-            names, more = ["--method", names[0], name], {"callback": split, "metavar": "A,B,..."}
+            names = ["--method", *names] if name == "methods" else names
+            kind = get_args(setting.type)[0]
+            more = {"callback": split(kind), "metavar": "N,N,..." if kind is int else "A,B,..."}
         else:
             more["type"] = kinds[0]
         default = setting.default or None if get_origin(setting.type) is tuple else setting.default

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as 28x28 images: the built-in sources `digits`, `rotated` and `domains`."""
+"""scikit-learn's handwritten digits as 28x28 images: the built-in sources `digits`, `rotated`, `domains`, `long`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from torch.nn import functional as F
 from artsy_ext.data.images import ImageSet, digest_of
 from artsy_ext.data.sources import Source
 
-__all__ = ["DOMAINS", "digits", "domains", "rotated"]
+__all__ = ["DOMAINS", "digits", "domains", "long", "rotated"]
 
 DOMAINS = ("stripes", "sparse", "photos", "negative")
 """How `domains` shows every digit."""
+
+_LONG = 20
 
 
 def digits() -> Source:
@@ -56,8 +58,32 @@ def domains() -> Source:
         _image_set(torch.cat(_rendered(images, columns)), labels) for columns in (slice(0, 320), slice(320, 640))
     )
     names = tuple(f"{digit} {domain}" for domain in DOMAINS for digit in range(10))
-    count = len(DOMAINS)
-    return Source("domains", names, train, test, paired=True, renderings=count, groups=count, increment=10)
+    return Source("domains", names, train, test, paired=True, renderings=len(DOMAINS), domains=DOMAINS, increment=10)
+
+
+def long() -> Source:
+    """The digits in 20 domains: cut into 4x4 pieces of 7x7 pixels that lie in an order of each domain's own.
+
+    200 classes, by default 100 tasks of 2. Those of a domain come together, so that there are 20 groups of 5 tasks that
+    are alike. A digit's 20 renderings stay together in a split.
+    """
+    images, labels = _handwritten_digits()
+    random, pieces = np.random.RandomState(0), torch.arange(28 * 28).view(4, 7, 4, 7).transpose(1, 2).reshape(16, 49)
+    pixels = images.flatten(1)
+    rendered = []
+    for _ in range(_LONG):
+        image = torch.empty_like(pixels)
+        image[:, pieces.flatten()] = pixels[:, pieces[random.permutation(16)].flatten()]
+        rendered.append(image.view_as(images))
+    names = tuple(f"{digit} shuffle{domain + 1}" for domain in range(_LONG) for digit in range(10))
+    return Source(
+        "long",
+        names,
+        _image_set(torch.cat(rendered), torch.cat([labels + 10 * domain for domain in range(_LONG)])),
+        renderings=_LONG,
+        domains=tuple(f"shuffle{domain + 1}" for domain in range(_LONG)),
+        increment=2,
+    )
 
 
 def _rendered(images: Tensor, columns: slice) -> list[Tensor]:

@@ -10,11 +10,12 @@ import hashlib
 import io
 import os
 import warnings
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -25,7 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from artsy_ext.data.images import ImageSet, Track
 from artsy_ext.data.sources import FOLDER, Source
 
-__all__ = ["folder_source"]
+__all__ = ["domains_source", "folder_source"]
 
 # Written into folders by Windows, as others write hidden files.
 _NOT_DATA = ("thumbs.db", "desktop.ini")
@@ -72,6 +73,62 @@ def folder_source(path: Path, track: Track) -> Source:
     # Tables and pictures can't show a name that is not text.
     name = FOLDER + os.fsencode(Path(os.path.abspath(path)).name or str(path)).decode(errors="replace")
     return Source(name, tuple(classes), train=sets[0], test=sets[1] if len(sets) == 2 else None)
+
+
+def domains_source(path: Path, domains: Sequence[str], track: Track) -> Source:
+    """The images of the same classes in several domains: each folder `path`/domain as in `folder_source`.
+
+    Args:
+        path: the folder of all of them.
+        domains: names of folders in it.
+        track: wraps the loops over the files.
+
+    Raises:
+        ValueError, OSError: as in `folder_source`; ValueError also if domains come twice or differ in their classes, or
+            if test images are set apart in some of them alone.
+    """
+    if len({*domains}) < len(domains):
+        raise ValueError(f"domains: expected each once, got {', '.join(domains)}")
+    sources = [folder_source(path / domain, track) for domain in domains]
+    first = sources[0]
+    for domain, source in zip(domains, sources, strict=True):
+        if source.class_names != first.class_names:
+            lacking = sorted({*source.class_names} ^ {*first.class_names})[0]
+            raise ValueError(
+                f"domains: {domain} must have the classes of {domains[0]}, but only one of them has {lacking!r}"
+            )
+        if (source.test is None) != (first.test is None):
+            raise ValueError(f"domains: {domain} and {domains[0]} must both have train and test, or neither")
+
+    def joined(sets: Sequence[ImageSet | None]) -> ImageSet | None:
+        found = [images for images in sets if images is not None]
+        if not found:
+            return None
+        labels = [images.labels + domain * len(first.class_names) for domain, images in enumerate(found)]
+        digest = hashlib.sha256("\n".join(images.digest for images in found).encode()).hexdigest()
+        return ImageSet(_Joined([images.images for images in found]), torch.cat(labels), digest)
+
+    train = joined([source.train for source in sources])
+    assert train is not None
+    name = FOLDER + Path(os.path.abspath(path.expanduser())).name
+    names = tuple(f"{label} {domain}" for domain in domains for label in first.class_names)
+    test = joined([source.test for source in sources])
+    return Source(name, names, train, test, domains=tuple(domains), increment=len(first.class_names))
+
+
+class _Joined(Sequence[Any]):
+    """Several sequences, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
+        self.parts = parts
+        self.ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        part = bisect_right(self.ends, index)
+        return self.parts[part][index - (self.ends[part - 1] if part else 0)]
 
 
 class _Files(Sequence[Any]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +33,8 @@ class Source:
         paired: `test` shows the objects of `train`, one for one, in another way: they are split by seed, too.
         renderings: where they are split by seed: the images are this many renderings of the same objects, all objects
             in one rendering after the other; those of an object stay together.
-        groups: the classes fall into this many groups of equal size, one after the other; an order by seed shuffles the
-            groups, and the classes of each.
+        domains: names of the domains, where the same classes come in each: all classes of one domain after the other,
+            every domain's in the same order. An order by seed shuffles the domains, and the classes of each.
         increment: classes per task where the user says nothing; None if there is no usual number.
     """
 
@@ -44,7 +44,7 @@ class Source:
     test: ImageSet | None = None
     paired: bool = False
     renderings: int = 1
-    groups: int = 1
+    domains: tuple[str, ...] = ()
     increment: int | None = None
 
     def split(self, seed: int) -> tuple[Tensor, Tensor]:
@@ -87,33 +87,71 @@ class Source:
         tasks: int | None = None,
         base: int = 0,
         increment: int | None = None,
+        sizes: Sequence[int] | None = None,
         class_order: Sequence[str] | None = None,
+        by_label: bool = False,
     ) -> Stream:
-        """The source as a class-incremental stream.
+        """The source as a stream of tasks, each of which brings classes that no task before it had.
 
         Args:
             seed: decides the order of the classes, and the split where test images are not given; 0 <= seed < 2**32.
             transform: from an image as it was found to what the backbone takes: its `transform`.
             tasks, base, increment: as in `task_sizes`; by default the source's own increment.
+            sizes: how many classes each task brings, instead of these.
+            by_label: the same class of another domain is the same answer (domain-incremental); else classes of
+                different domains are told apart.
             class_order: all class names, in the order in which they are to be learned; None for one by seed.
 
         Raises:
             ValueError: an argument is out of its range, or the class names are not the source's.
         """
         _check_seed(seed)
-        sizes = self.sizes(tasks=tasks, base=base, increment=increment)
+        per_task = self.sizes(tasks=tasks, base=base, increment=increment, sizes=sizes)
+        order = self.order(seed, class_order)
         train, test = self.split(seed)
-        return class_incremental(
+        stream = class_incremental(
             self.name,
             Images(self.train, train, transform=transform),
             Images(self.test or self.train, test, transform=transform),
             class_names=self.class_names,
-            class_order=self.order(seed, class_order),
-            sizes=sizes,
+            class_order=order,
+            sizes=per_task,
         )
+        return replace(stream, answers=self.answers(order)) if by_label else stream
 
-    def sizes(self, *, tasks: int | None = None, base: int = 0, increment: int | None = None) -> tuple[int, ...]:
-        """How many classes each task brings: `task_sizes`, with the source's own increment where nothing is said."""
+    def answers(self, order: Sequence[int]) -> tuple[int, ...]:
+        """[C] for the classes in this order: the first class in it that has the same label, in whatever domain.
+
+        Raises:
+            ValueError: the source has no domains.
+        """
+        if not self.domains:
+            raise ValueError(f"scenario: {self.name} has no domains, so no class comes again")
+        count = len(self.class_names) // len(self.domains)
+        labels = [c % count for c in order]
+        return tuple(labels.index(label) for label in labels)
+
+    def sizes(
+        self,
+        *,
+        tasks: int | None = None,
+        base: int = 0,
+        increment: int | None = None,
+        sizes: Sequence[int] | None = None,
+    ) -> tuple[int, ...]:
+        """How many classes each task brings: as given, or `task_sizes`, by default with the source's own increment."""
+        if sizes is not None:
+            if tasks is not None or increment is not None or base:
+                raise ValueError(
+                    "sizes: expected neither tasks, base nor increment with it, "
+                    f"got tasks={tasks}, base={base}, increment={increment}"
+                )
+            if sum(sizes) != len(self.class_names) or min(sizes, default=0) < 1:
+                raise ValueError(
+                    f"sizes: expected numbers of at least 1 that add up to {len(self.class_names)}, the classes of "
+                    f"{self.name}, got {','.join(map(str, sizes))}"
+                )
+            return tuple(sizes)
         if tasks is None and increment is None:
             increment = self.increment
             if increment is None:
@@ -125,10 +163,10 @@ class Source:
         if names is None:
             # RandomState's streams are frozen by NumPy; torch.randperm and default_rng may change between versions.
             random = np.random.RandomState(seed)
-            groups = np.arange(len(self.class_names)).reshape(self.groups, -1)
-            if self.groups > 1:
-                groups = groups[random.permutation(self.groups)]
-            return [c for group in groups.tolist() for c in random.permutation(group).tolist()]
+            classes = np.arange(len(self.class_names)).reshape(max(len(self.domains), 1), -1)
+            if self.domains:
+                classes = classes[random.permutation(len(classes))]
+            return [c for domain in classes.tolist() for c in random.permutation(domain).tolist()]
         unknown = [name for name in names if name not in self.class_names]
         missing = [name for name in self.class_names if name not in names]
         if unknown or missing or len(names) != len(self.class_names):
@@ -166,6 +204,12 @@ def _domains(data_dir: Path, track: Track) -> Source:
     return domains()
 
 
+def _long(data_dir: Path, track: Track) -> Source:
+    from artsy_ext.data.digits import long
+
+    return long()
+
+
 def _torchvision(name: str) -> Callable[[Path, Track], Source]:
     def load(data_dir: Path, track: Track) -> Source:
         from artsy_ext.data.vision import torchvision_source
@@ -179,6 +223,7 @@ SOURCES: dict[str, _Named] = {
     "digits": _Named("scikit-learn's handwritten digits, 10 classes; built in", _digits),
     "rotated": _Named("the digits, and each turned by 90 degrees as 10 more classes; built in", _rotated),
     "domains": _Named("the digits in four domains, 10 classes each; built in", _domains),
+    "long": _Named("the digits in 20 domains, 100 tasks of 2 classes or --tasks as you like; built in", _long),
     "cifar10": _Named("photographs of 10 kinds of things", _torchvision("cifar10")),
     "cifar100": _Named("photographs of 100 kinds of things", _torchvision("cifar100")),
     "mnist": _Named("60,000 + 10,000 handwritten digits", _torchvision("mnist")),
@@ -188,7 +233,7 @@ SOURCES: dict[str, _Named] = {
 FOLDER = "folder:"
 """What stands before the path of a user's own images."""
 
-BUILT_IN = ("digits", "rotated", "domains")
+BUILT_IN = ("digits", "rotated", "domains", "long")
 """Sources that need no files."""
 
 
@@ -201,24 +246,31 @@ def check_source(name: str) -> None:
     raise ValueError(f"data: {name!r} is not known; {suggestion}(known: {', '.join(SOURCES)}, {FOLDER}PATH)")
 
 
-def load_source(name: str, *, data_dir: str | Path = "data", track: Track = untracked) -> Source:
+def load_source(
+    name: str, *, data_dir: str | Path = "data", domains: Sequence[str] = (), track: Track = untracked
+) -> Source:
     """The source of a name, every image of it checked.
 
     Args:
         name: a key of `SOURCES`, or "folder:PATH" for class folders under PATH, or for PATH/train and PATH/test (or
             val) with class folders.
         data_dir: where torchvision's data sets are, and where they are downloaded to if they are not there.
+        domains: with "folder:PATH": the folders in PATH that are domains. Each holds what PATH would hold without them,
+            and all have the same classes.
         track: wraps the loops over files, to be checked or downloaded, for a progress bar.
 
     Raises:
-        ValueError: the name is not known, a class has no image, or a file is no image or damaged.
+        ValueError: the name is not known, a class has no image, a file is no image or damaged, or domains differ.
         OSError: the data are not there and can't be downloaded, or can't be read.
     """
     check_source(name)
     if name.startswith(FOLDER):
-        from artsy_ext.data.folder import folder_source
+        from artsy_ext.data.folder import domains_source, folder_source
 
-        return folder_source(Path(name.removeprefix(FOLDER)), track)
+        path = Path(name.removeprefix(FOLDER))
+        return domains_source(path, domains, track) if domains else folder_source(path, track)
+    if domains:
+        raise ValueError(f"domains: expected with folder:PATH alone, got {', '.join(domains)} with {name}")
     return SOURCES[name].load(Path(data_dir), track)
 
 

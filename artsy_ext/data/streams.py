@@ -36,11 +36,15 @@ class Stream:
         name: what the stream is called in commands and tables.
         tasks: at least one.
         class_names: [C] names in stream order: `class_names[label]` is what a person calls the class.
+        answers: [C] what counts as the answer: classes with the same number here are the same to whoever asks, as a
+            class is that comes again in another domain. To a learner each is a class of its own, of one task. None
+            where every class is an answer of its own.
     """
 
     name: str
     tasks: tuple[Task, ...]
     class_names: tuple[str, ...]
+    answers: tuple[int, ...] | None = None
 
     @property
     def num_classes(self) -> int:

@@ -111,6 +111,13 @@ class RunConfig:
     tasks: int | None = _setting(None, "Cut the classes into so many tasks.")
     base: int = _setting(0, "Classes of the first task; 0 for as many as the others have.")
     increment: int | None = _setting(None, "Classes of each further task, instead of a number of tasks.")
+    sizes: tuple[int, ...] = _setting((), "Classes of each task, a list, instead of these.")
+    scenario: Literal["class", "domain"] = _setting(
+        "class", "What is asked for: the class, of all so far; or its label alone, in whatever domain it comes."
+    )
+    domains: tuple[str, ...] = _setting(
+        (), "Folders in folder:PATH that hold the same classes in domains of their own."
+    )
     class_order: str | None = _setting(None, "File with a class name per line, in the order to learn; else by seed.")
     methods: tuple[str, ...] = _setting((), "Methods to compare; all by default.")
     seeds: int = _setting(1, "Run seeds 0 to N-1.")
@@ -124,6 +131,9 @@ class RunConfig:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if self.base < 0:
             raise ValueError(f"base: expected at least 0, got {self.base}")
+        known = get_args(get_type_hints(RunConfig)["scenario"])
+        if self.scenario not in known:
+            raise ValueError(f"scenario: expected {' or '.join(known)}, got {self.scenario!r}")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -142,8 +152,7 @@ class RunConfig:
                 _check_type(name, value, known[name].type)
         given = {name: value for name, value in values.items() if value is not None}
         learner = {f.name: given.pop(f.name) for f in fields(LearnerConfig) if f.name in given}
-        if "methods" in given:
-            given["methods"] = tuple(given["methods"])
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         return cls(**given, learner=replace(LearnerConfig(), **learner))
 
     def to_mapping(self, *, learner: bool = True) -> dict[str, Any]:
@@ -201,7 +210,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _check_type(name: str, value: Any, expected: Any) -> None:
     kinds = [kind for kind in get_args(expected) or (expected,) if kind is not type(None)]
     if get_origin(expected) is tuple:
-        good, words = isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value), "a list of strings"
+        kind = get_args(expected)[0]
+        good = isinstance(value, (list, tuple)) and all(type(v) is kind for v in value)
+        words = {str: "a list of strings", int: "a list of whole numbers"}[kind]
     elif get_origin(expected) is Literal:
         good, words = isinstance(value, str), "a string"
     else:

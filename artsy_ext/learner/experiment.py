@@ -139,7 +139,7 @@ def evaluate(classifier: ArtsyClassifier, stream: Stream, features: Features, pr
     method, answers = METHODS[name](context), _Answers()
     _ask({name: method}, {name: answers}, stream.tasks, features, progress)
     targets, tasks = _truth(stream.tasks)
-    right = (answers.labels[-1] == targets).double()
+    right = (_as_asked(answers.labels[-1], stream) == _as_asked(targets, stream)).double()
     return {
         "last_accuracy": 100 * right.mean().item(),
         "accuracy": [100 * right[tasks == t].mean().item() for t in range(len(stream.tasks))],
@@ -175,7 +175,15 @@ def _measure(
             methods[name].fit_task(task)
         _ask(methods, answers, stream.tasks[: number + 1], context.features, progress)
     targets, tasks = _truth(stream.tasks)
+    targets = _as_asked(targets, stream)
+    for given in answers.values():
+        given.labels = [_as_asked(labels, stream) for labels in given.labels]
     return {name: _figures(methods[name], answers[name], targets, tasks) for name in names}
+
+
+def _as_asked(labels: Tensor, stream: Stream) -> Tensor:
+    """What labels of classes count as."""
+    return labels if stream.answers is None else torch.tensor(stream.answers)[labels]
 
 
 def _truth(tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ class Run:
             methods=methods,
             threads=config.threads or _default_threads(config.backbone),
         )
-        self.source = load_source(config.data, data_dir=config.data_dir, track=self.progress.track)
+        self.source = _load(config, self.progress)
         self.class_names = self.stream(0).class_names  # fails where classes and tasks do not fit
         self.backbone = open_backbone(config.backbone)
 
@@ -153,13 +153,13 @@ class FinishedRun:
         check_backbone(config.backbone)
         opened = open_backbone(config.backbone)
         self.classifier = ArtsyClassifier.load(folder / CHECKPOINT, opened.model)
-        source = load_source(config.data, data_dir=config.data_dir, track=self.progress.track)
+        source = _load(config, self.progress)
         self.same_images = _digests(source) == results["arguments"].get("images")
         if data is None and not self.same_images:
             raise ValueError(
                 f"data: {config.data} has changed since the run, so its test images are not known any more"
             )
-        self.stream = _test_stream(source, self.classifier, opened, every_image=not self.same_images)
+        self.stream = _test_stream(source, self.classifier, opened, config, every_image=not self.same_images)
         self.features = Features(self.classifier.vit, cache_dir, self.progress)
 
     def evaluate(self) -> dict[str, Any]:
@@ -181,6 +181,10 @@ class FinishedRun:
         }
 
 
+def _load(config: RunConfig, progress: Progress) -> Source:
+    return load_source(config.data, data_dir=config.data_dir, domains=config.domains, track=progress.track)
+
+
 def _stream(
     source: Source, seed: int, backbone: Backbone | None, config: RunConfig, class_order: Sequence[str] | None
 ) -> Stream:
@@ -190,11 +194,15 @@ def _stream(
         tasks=config.tasks,
         base=config.base,
         increment=config.increment,
+        sizes=config.sizes or None,
         class_order=class_order,
+        by_label=config.scenario == "domain",
     )
 
 
-def _test_stream(source: Source, classifier: ArtsyClassifier, backbone: Backbone, *, every_image: bool) -> Stream:
+def _test_stream(
+    source: Source, classifier: ArtsyClassifier, backbone: Backbone, config: RunConfig, *, every_image: bool
+) -> Stream:
     """The tasks of a classifier with a source's test images, and no training images.
 
     every_image: where test images are split off by seed, take all instead.
@@ -212,7 +220,9 @@ def _test_stream(source: Source, classifier: ArtsyClassifier, backbone: Backbone
         classes = tuple(c for c, task in enumerate(classifier.task_of_class_) if task == t)
         chosen = torch.isin(labels, torch.tensor(classes))
         tasks.append(Task(classes, none, Images(images, indices[chosen], labels[chosen], backbone.transform)))
-    return Stream(source.name, tuple(tasks), tuple(names))
+    order = [source.class_names.index(name) for name in names]
+    answers = source.answers(order) if config.scenario == "domain" else None
+    return Stream(source.name, tuple(tasks), tuple(names), answers)
 
 
 def _digests(source: Source) -> list[str]:

@@ -138,3 +138,24 @@ def test_test_images_of_domains_have_photographs_of_their_own() -> None:
     photos = DOMAINS.index("photos")
     assert not (train[photos] == test[photos]).flatten(1).all(1).any()
     assert torch.equal(source.train.labels, source.test.labels)
+
+
+def test_long_is_digits_in_pieces() -> None:
+    source = load_source("long")
+    stream = source.stream(1)
+    assert (len(stream.tasks), stream.num_classes) == (100, 200)
+    assert len(source.stream(1, tasks=20).tasks) == 20
+    domains = [{stream.class_names[c].split()[1] for c in task.classes} for task in stream.tasks]
+    assert all(len(names) == 1 for names in domains)
+    # A domain's tasks follow each other.
+    assert [names for names in domains[::5] for _ in range(5)] == domains
+
+    digits = torch.stack(list(load_source("digits").train.images))
+    shown = source.train.images
+    pieces = digits[7].view(4, 7, 4, 7).transpose(1, 2).reshape(16, 49)
+    orders = set()
+    for domain in range(20):
+        found = shown[1797 * domain + 7].view(4, 7, 4, 7).transpose(1, 2).reshape(16, 49)
+        assert as_set(found) == as_set(pieces)
+        orders.add(found.numpy().tobytes())
+    assert len(orders) == 20

@@ -421,3 +421,38 @@ def test_file_that_vanished_since_it_was_checked(pets: Path) -> None:
     (pets / "cats" / "0.png").unlink()
     with pytest.raises(OSError, match=r"data: .*cats/0\.png can't be read any more: No such file or directory"):
         images[0]
+
+
+@pytest.fixture
+def sketches(pets: Path, draw: Draw, tmp_path: Path) -> Path:
+    """The pets again in another domain."""
+    shutil.copytree(pets, tmp_path / "all" / "photos")
+    shutil.copytree(pets, tmp_path / "all" / "sketches")
+    return tmp_path / "all"
+
+
+def test_domains(sketches: Path, pets: Path) -> None:
+    one, source = load(pets), load_source(f"folder:{sketches}", domains=("sketches", "photos"))
+    count = len(one.class_names)
+    assert source.class_names == tuple(f"{name} {d}" for d in ("sketches", "photos") for name in one.class_names)
+    assert (source.domains, source.increment) == (("sketches", "photos"), count)
+    assert source.train.labels.tolist() == [*one.train.labels.tolist(), *(one.train.labels + count).tolist()]
+    twice = [*one.train.images, *one.train.images]
+    assert [image.tobytes() for image in source.train.images] == [image.tobytes() for image in twice]
+    assert source.train.digest != load_source(f"folder:{sketches}", domains=("photos",)).train.digest
+
+
+def test_domains_that_do_not_fit(sketches: Path, pets: Path, parted: Path) -> None:
+    def refused_domains(message: str, *domains: str, name: str = f"folder:{sketches}") -> None:
+        with pytest.raises((ValueError, OSError), match=message):
+            load_source(name, domains=domains)
+
+    refused_domains("domains: expected each once, got photos, photos", "photos", "photos")
+    refused_domains("paintings can't be read: No such file", "photos", "paintings")
+    refused_domains("domains: expected with folder:PATH alone, got photos with digits", "photos", name="digits")
+    shutil.copytree(parted, sketches / "parted")
+    refused_domains("domains: parted and photos must both have train and test, or neither", "photos", "parted")
+    (sketches / "sketches" / "cats").rename(sketches / "sketches" / "birds")
+    refused_domains(
+        "domains: sketches must have the classes of photos, but only one of them has 'birds'", "photos", "sketches"
+    )

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,39 @@ def test_sizes_where_nothing_is_said() -> None:
     assert source(2, 2, 2, 2, increment=2).sizes(tasks=4) == (1, 1, 1, 1)
     with pytest.raises(ValueError, match="tasks: letters needs a number of tasks, or an increment"):
         source(2, 2).stream()
+
+
+def test_sizes_of_any_kind() -> None:
+    images = source(2, 2, 2, 2)
+    assert images.sizes(sizes=[3, 1]) == (3, 1)
+    stream = images.stream(0, sizes=(1, 2, 1))
+    assert [task.classes for task in stream.tasks] == [(0,), (1, 2), (3,)]
+    with pytest.raises(ValueError, match="sizes: expected neither tasks, base nor increment with it, got tasks=2"):
+        images.sizes(sizes=[4], tasks=2)
+    for sizes in ([], [3], [3, 2], [4, 0]):
+        with pytest.raises(ValueError, match="sizes: expected numbers of at least 1 that add up to 4, the classes of"):
+            images.sizes(sizes=sizes)
+
+
+def test_domains_stay_together_in_an_order_by_seed() -> None:
+    images = replace(source(2, 2, 2, 2, 2, 2), domains=("x", "y"))
+    orders = [images.order(seed) for seed in range(8)]
+    for order in orders:
+        assert [sorted(part) for part in (order[:3], order[3:])] in ([[0, 1, 2], [3, 4, 5]], [[3, 4, 5], [0, 1, 2]])
+    assert len({*map(tuple, orders)}) > 4
+    assert orders[0] == images.order(0)
+
+
+def test_classes_that_come_again_are_the_same_answer() -> None:
+    images = replace(source(2, 2, 2, 2, 2, 2), domains=("x", "y"))
+    stream = images.stream(0, increment=3, by_label=True)
+    assert stream.answers is not None
+    labels = ["abcabc"["abcdef".index(name)] for name in stream.class_names]
+    assert [labels[answer] for answer in stream.answers] == labels
+    assert len({*stream.answers}) == 3
+    assert images.stream(0, increment=3).answers is None
+    with pytest.raises(ValueError, match="scenario: letters has no domains, so no class comes again"):
+        source(2, 2).stream(0, tasks=1, by_label=True)
 
 
 def test_more_tasks_than_classes() -> None:

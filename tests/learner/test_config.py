@@ -10,7 +10,9 @@ from artsy_ext.learner.config import LearnerConfig, RunConfig, read_toml, settin
 
 CHANGED = RunConfig(
     data="folder:/some where/näh",
-    tasks=3,
+    sizes=(3, 1, 2),
+    scenario="domain",
+    domains=("photos", "sketches"),
     class_order="order.txt",
     methods=("artsy", "lda"),
     seeds=2,
@@ -58,6 +60,9 @@ def test_every_setting_says_what_it_is() -> None:
         ({"data": 1}, "config: data must be a string, got 1"),
         ({"methods": "lda"}, "config: methods must be a list of strings, got 'lda'"),
         ({"methods": [1]}, r"config: methods must be a list of strings, got \[1\]"),
+        ({"sizes": ["1"]}, r"config: sizes must be a list of whole numbers, got \['1'\]"),
+        ({"sizes": [True]}, r"config: sizes must be a list of whole numbers, got \[True\]"),
+        ({"scenario": "new"}, "scenario: expected class or domain, got 'new'"),
         ({"fallback": 1}, "config: fallback must be a string, got 1"),
         ({"seeds": 0}, "seeds: expected at least 1, got 0"),
         ({"threads": 0}, "threads: expected at least 1, got 0"),
