@@ -10,19 +10,7 @@ all sub-networks, where potentiation and depression are one product.
 
 from typing import NamedTuple
 
-
-class Gpu(NamedTuple):
-    name: str
-    bytes_per_s: float
-    fp16_per_s: float
-    source: str
-
-
-# Dense; the data sheets' larger figure is with sparsity. mma.sync, which the kernels use, does not reach it on Hopper.
-GPUS = (
-    Gpu("H100 SXM", 3.35e12, 989.4e12, "NVIDIA H100 data sheet: 3.35 TB/s, 989.4 TFLOPS fp16 (dense)"),
-    Gpu("H200 SXM", 4.8e12, 989.4e12, "NVIDIA H200 data sheet: 4.8 TB/s, 989.4 TFLOPS fp16 (dense)"),
-)
+from gpus import ASSUMED, GPUS, table
 
 
 class Sizes(NamedTuple):
@@ -65,27 +53,15 @@ def kernels(sizes: Sizes) -> list[Kernel]:
     ]
 
 
-def floor(kernel: Kernel, gpu: Gpu) -> float:
-    """Seconds."""
-    return max(kernel.bytes / gpu.bytes_per_s, kernel.products / gpu.fp16_per_s)
-
-
 def report() -> str:
     lines = []
     for sizes in CASES:
-        found = kernels(sizes)
-        header = ["kernel", "MB", "GFLOP", *(f"{gpu.name}, µs" for gpu in GPUS)]
-        lines += [f"{sizes}:", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-        for kernel in found:
-            times = (f"{1e6 * floor(kernel, gpu):.1f}" for gpu in GPUS)
-            row = [kernel.name, f"{kernel.bytes / 1e6:.1f}", f"{kernel.products / 1e9:.1f}", *times]
-            lines.append(f"| {' | '.join(row)} |")
-        totals = (f"**{1e6 * sum(floor(kernel, gpu) for kernel in found):.1f}**" for gpu in GPUS)
-        megabytes, products = sum(k.bytes for k in found) / 1e6, sum(k.products for k in found) / 1e9
-        row = ["all", f"{megabytes:.1f}", f"{products:.1f}", *totals]
-        lines += [f"| {' | '.join(row)} |", ""]
-    lines += [f"Assumed: {'; '.join(gpu.source for gpu in GPUS)}."]
-    return "\n".join(lines)
+        rows = kernels(sizes)
+        totals = (f"**{1e6 * sum(gpu.floor(*numbers) for _, *numbers in rows):.1f}**" for gpu in GPUS)
+        megabytes, products = sum(k.bytes for k in rows) / 1e6, sum(k.products for k in rows) / 1e9
+        total = f"| {' | '.join(['all', f'{megabytes:.1f}', f'{products:.1f}', *totals])} |"
+        lines += [f"{sizes}:", "", *table("kernel", rows), total, ""]
+    return "\n".join([*lines, ASSUMED])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmarks run, and their comparison finds the ratio it should."""
 
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -95,10 +96,29 @@ def test_end_to_end_runs() -> None:
     assert run.stdout.count("vit_tiny_patch16_224") == 3
 
 
-def test_the_estimate_is_the_one_in_the_docs() -> None:
-    command = [sys.executable, str(BENCH / "roofline" / "stdp.py")]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert run.stdout in (BENCH.parent / "docs" / "stdp.md").read_text()
+@functools.cache
+def estimate(name: str) -> str:
+    command = [sys.executable, str(BENCH / "roofline" / f"{name}.py")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", ["stdp", "routing"])
+def test_the_estimate_is_the_one_in_the_docs(name: str) -> None:
+    assert estimate(name) in (BENCH.parent / "docs" / f"{name}.md").read_text()
+
+
+def test_the_estimate_of_the_adapter() -> None:
+    # By hand: x and y in bf16, the weights of 20 sub-networks, their 21 offsets; two products.
+    rows, S, D, R = 512 * 197, 20, 768, 64
+    numbers = 2 * rows * D + S * (R * D + R + D * R + D)
+    moved, products = 2 * numbers + 8 * 21, 2 * (2 * rows * D * R)
+    times = " | ".join(f"{moved / bytes_per_us:.1f}" for bytes_per_us in (2.039e6, 3.35e6, 4.8e6))
+    report = estimate("routing")
+    assert f"| `routed_adapter`, base=x | {moved / 1e6:.1f} | {products / 1e9:.1f} | {times} |" in report
+    # Unfused, x is read twice and y written twice, y read once more, and the hidden values cross the bus four times.
+    unfused = 2 * numbers + 2 * (3 * rows * D + 4 * rows * R)
+    assert f"{unfused / moved:.2f} (H100 SXM)" in report
+    assert (round(moved / 3.35e6), round(unfused / moved, 2)) == (94, 2.65)
 
 
 def test_make_bench_runs_every_benchmark() -> None:
