@@ -106,6 +106,12 @@ def device(request: pytest.FixtureRequest, emulators: Callable[[str, str], Emula
         yield from gpu.__wrapped__(request, emulators)
 
 
+@pytest.fixture(params=["cpu", *(GPUS if SESSION == "interpreted" else ["cuda"] if torch.cuda.is_available() else [])])
+def triton_device(request: pytest.FixtureRequest, emulators: Callable[[str, str], Emulator]) -> Iterator[str]:
+    """Every device for which an op with a Triton kernel is tested."""
+    yield from device.__wrapped__(request, emulators)
+
+
 def absent(what: str, command: str) -> NoReturn:
     """Skips the test and names the command that adds what it needs; under CI nothing is skipped in silence."""
     reason = f"needs {what}: {command}"

@@ -9,6 +9,7 @@ Imported by `artsy_ext/ops/<op>/triton.py` alone: triton is loaded where a kerne
 import os
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
@@ -16,13 +17,19 @@ INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0").lower() in ("1"
 """Whether kernels run in Triton's interpreter, whose bf16 dot and casts are wrong: there, kernels cast up first."""
 
 
+def fp32_precision() -> str:
+    """`dot`'s precision for fp32, as torch.backends.cuda.matmul.fp32_precision says; AMD's GPUs multiply in fp32."""
+    is_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32" and torch.version.hip is None
+    return "tf32" if is_tf32 else "ieee"
+
+
 @triton.jit
-def dot(a, b, accumulator):
-    """accumulator + a·b in fp32, for any floating dtype."""
+def dot(a, b, accumulator, PRECISION: tl.constexpr):
+    """accumulator + a·b, summed in fp32, for any floating dtype; PRECISION, "tf32" or "ieee", is that of fp32."""
     if INTERPRET:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, accumulator)
+    return tl.dot(a, b, accumulator, input_precision=PRECISION)
 
 
 @triton.jit

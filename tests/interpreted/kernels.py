@@ -29,7 +29,7 @@ def product_kernel(a, b, out, M, N, K, BLOCK: tl.constexpr):
         k = start + tl.arange(0, BLOCK).to(tl.int64)
         b_a = tl.load(a + m[:, None] * K + k[None, :], mask=(m[:, None] < M) & (k[None, :] < K), other=0.0)
         b_b = tl.load(b + k[:, None] * N + n[None, :], mask=(k[:, None] < K) & (n[None, :] < N), other=0.0)
-        b_out = _triton.dot(b_a, b_b, b_out)
+        b_out = _triton.dot(b_a, b_b, b_out, "ieee")
     p_out = out + m[:, None] * N + n[None, :]
     tl.store(p_out, _triton.narrow(b_out, out.dtype.element_ty), mask=(m[:, None] < M) & (n[None, :] < N))
 

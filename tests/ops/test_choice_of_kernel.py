@@ -4,6 +4,7 @@ import sys
 import types
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,29 @@ def test_compilers_see_the_triton_kernels(
     else:
         assert launch.target is torch.ops.higher_order.triton_kernel_wrapper_functional
         assert launch.kwargs["tensors_to_clone"] == ["out"]  # the compiler knows what the kernel writes
+
+
+def arguments_of(op: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Tensors for the op's schema."""
+    B, S, D, J = 5, 3, 8, 4
+    new = partial(torch.ones, dtype=dtype)
+    if op == "synapse_currents":
+        return new(B, D), new(S, J, D), new(S, J, D, dtype=torch.bool), new(S, J)
+    raise NotImplementedError(op)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("op", sorted(_kernels.TRITON))
+def test_compilers_see_nothing_but_kernels_of(op: str, dtype: torch.dtype, hopper: None) -> None:
+    arguments = on_a_gpu(*arguments_of(op, dtype))
+    call = getattr(torch.ops.artsy, op).default
+    grad = torch.empty_like(call(*arguments))
+    needs = [argument.is_floating_point() for argument in arguments]
+    backward = getattr(torch.ops.artsy, f"{op}_backward").default
+    for graph in (
+        graph_of(lambda *given: call(*given), *arguments),
+        graph_of(lambda grad, *given: backward(grad, *given, needs=needs), grad, *arguments),
+    ):
+        targets = [node.target for node in graph.nodes]
+        assert torch.ops.higher_order.triton_kernel_wrapper_functional in targets
+        assert not [target for target in targets if "artsy" in str(target)]

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from properties import (
-    DEVICES,
     FLOATING,
     LAYOUTS,
     assert_any_layout,
@@ -14,6 +13,7 @@ from properties import (
     assert_refused,
     assert_same_bits,
     laid_out,
+    on,
     sliced,
 )
 from routing_cases import assert_near, assert_same_on_every_thread_count, every_isa
@@ -31,7 +31,6 @@ def sample(B: int = 3, S: int = 2, J: int = 4, I: int = 5, dtype: torch.dtype = 
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("functional", "expected"),
     [
@@ -44,13 +43,13 @@ def sample(B: int = 3, S: int = 2, J: int = 4, I: int = 5, dtype: torch.dtype = 
         ([[[0] * 3] * 2] * 2, [[[10, 20], [-1, 0]]] * 2),
     ],
 )
-def test_table(functional, expected, dtype, device):
-    x = torch.tensor([[1, 2, 0], [0, -1, 3]], dtype=dtype, device=device)
-    weight = torch.tensor([[[1, 2, 3], [0, -1, 1]], [[3, 1, 0], [2, 2, -2]]], dtype=dtype, device=device)
-    bias = torch.tensor([[10, 20], [-1, 0]], dtype=dtype, device=device)
+def test_table(functional, expected, dtype, triton_device):
+    x = torch.tensor([[1, 2, 0], [0, -1, 3]], dtype=dtype, device=triton_device)
+    weight = torch.tensor([[[1, 2, 3], [0, -1, 1]], [[3, 1, 0], [2, 2, -2]]], dtype=dtype, device=triton_device)
+    bias = torch.tensor([[10, 20], [-1, 0]], dtype=dtype, device=triton_device)
     if functional is not None:
-        functional = torch.tensor(functional, dtype=torch.bool, device=device)
-    assert_same_bits(op(x, weight, functional, bias), torch.tensor(expected, dtype=dtype, device=device))
+        functional = torch.tensor(functional, dtype=torch.bool, device=triton_device)
+    assert_same_bits(op(x, weight, functional, bias), torch.tensor(expected, dtype=dtype, device=triton_device))
 
 
 # Sizes below, at and beyond the kernels' vectors, panels, tiles of rows and depth.
@@ -70,11 +69,27 @@ def test_threads_change_nothing(isa: None, dtype: torch.dtype) -> None:
     assert_same_on_every_thread_count(lambda: op(*arguments))
 
 
+# Sizes below, at and beyond the GPU kernels' tiles of rows, columns and depth; for a gradient each is a depth.
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sizes", [(1, 3, 7, 5), (16, 1, 64, 64), (70, 2, 33, 130)])
+def test_values_and_gradients(sizes: tuple[int, ...], dtype: torch.dtype, masked: bool, triton_device: str) -> None:
+    x, weight, functional, bias = on(triton_device, sample(*sizes, dtype=torch.float64))
+    short = [tensor.to(dtype).requires_grad_() for tensor in (x, weight, bias)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in short]
+    results = []
+    for inputs, of in ((short, op), (exact, reference.synapse_currents)):
+        currents = of(*inputs[:2], functional if masked else None, inputs[2])
+        ways = torch.randn(currents.shape, generator=torch.Generator().manual_seed(7)).to(dtype).to(currents)
+        results.append([currents.detach(), *torch.autograd.grad(currents, inputs, ways)])
+    assert_near(*results, 8 * torch.finfo(dtype).eps)
+
+
 @pytest.mark.parametrize(("dtype", "count"), [(torch.bfloat16, 1024), (torch.float16, 8192)])
-def test_sums_in_float32(dtype, count):
+def test_sums_in_float32(dtype, count, triton_device):
     """A sum of ones in these dtypes would stop at 256 and 2048."""
-    ones = torch.ones(1, count, dtype=dtype)
-    assert op(ones, ones[None], None, torch.zeros(1, 1, dtype=dtype)).item() == count
+    ones = torch.ones(1, count, dtype=dtype, device=triton_device)
+    assert op(ones, ones[None], None, torch.zeros(1, 1, dtype=dtype, device=triton_device)).item() == count
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -85,13 +100,14 @@ def test_gradcheck(masked):
 
 
 @pytest.mark.parametrize("asked", [[0], [1], [3], [0, 3], [0, 1, 3]])
-def test_only_the_gradients_asked_for(asked):
-    assert_only_asked("synapse_currents", op, sample(), asked)
+def test_only_the_gradients_asked_for(asked, triton_device):
+    assert_only_asked("synapse_currents", op, on(triton_device, sample(dtype=torch.float32)), asked)
 
 
-def test_silent_synapses_transmit_nothing():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_silent_synapses_transmit_nothing(dtype, triton_device):
     """Neither a current nor, backwards, a gradient; not even from a weight that is NaN."""
-    x, weight, functional, bias = sample()
+    x, weight, functional, bias = on(triton_device, sample(dtype=dtype))
     clean = [tensor.clone().requires_grad_() for tensor in (x, weight * functional, bias)]
     spoilt = [tensor.requires_grad_() for tensor in (x, weight.masked_fill(~functional, math.nan), bias)]
     results = []
@@ -104,10 +120,10 @@ def test_silent_synapses_transmit_nothing():
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("empty", range(4))
-def test_empty(empty, masked):
+def test_empty(empty, masked, triton_device):
     sizes = [3, 2, 4, 5]
     sizes[empty] = 0
-    x, weight, functional, bias = sample(*sizes)
+    x, weight, functional, bias = on(triton_device, sample(*sizes, dtype=torch.float32))
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
     currents = op(x, weight, functional if masked else None, bias)
     assert currents.shape == (*sizes[:3],)
@@ -119,8 +135,8 @@ def test_empty(empty, masked):
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_pure_and_any_layout(masked):
-    x, weight, functional, bias = sample()
+def test_pure_and_any_layout(masked, triton_device):
+    x, weight, functional, bias = on(triton_device, sample(dtype=torch.float32))
     arguments = (x, weight, functional if masked else None, bias)
     assert_pure(op, *arguments)
     assert_any_layout(op, *arguments)

@@ -383,14 +383,15 @@ def _forward_and_backward(ops: list[str]) -> list[list[str]]:
 
 
 def table() -> str:
-    """Every op with CUDA kernels, the kernels, what executes them without a GPU, and what they need."""
+    """Every op with GPU kernels, the kernels, what executes them without a GPU, and what they need."""
     lines = [
-        "# The CUDA kernels",
+        "# The GPU kernels",
         "",
         "Written by `make budget`; a test holds it up to date. *Executed by*: the op's ordinary tests on the emulated",
-        "GPU; `tests/emulation/test_kernels.py` fails where a kernel is left out. *Registers*: per thread, the most of",
-        f"all instances, for {', '.join(NVIDIA)}. *Machine code*: what `tests/static` finds there; no kernel has a",
-        "stack frame or spills.",
+        "GPU, or in Triton's interpreter; `tests/emulation/test_kernels.py` fails where a CUDA kernel is left out.",
+        "*Instances*: those that are compiled, of a Triton kernel the forms that `VARIANTS` names. *Registers*: per",
+        f"thread, the most of all instances, for {', '.join(NVIDIA)}, and for Triton {', '.join(AMD)}. *Machine code*:",
+        "what `tests/static` finds there; no kernel has a stack frame or spills.",
         "",
         "| op | kernel | executed by | instances | registers | shared memory | machine code |",
         "|---|---|---|---|---|---|---|",
@@ -401,23 +402,38 @@ def table() -> str:
             for kernel in declared(headers_of(source)):
                 if len(cuda_ops(source)) > len(ops) and ops[0].endswith("_backward") != ("_grad_" in kernel.name):
                     continue
-                needs = {
-                    architecture: [
-                        needs
-                        for key, needs in budget.items()
-                        if key.kernel.partition("<")[0] == kernel.name and key.architecture == architecture
-                    ]
-                    for architecture in NVIDIA
-                }
-                registers = " / ".join(str(max(n.registers for n in needs[a])) for a in NVIDIA)
-                shared = max(n.shared for n in needs[NVIDIA[0]])
                 promises = "; ".join(line.removeprefix("Machine code").lstrip(": ") for line in kernel.promises)
-                lines.append(
-                    f"| {', '.join(f'`{op}`' for op in ops)} | `{kernel.name}` "
-                    f"| `pytest -m emulated tests/ops/test_{source.stem}.py` "
-                    f"| {len(needs[NVIDIA[0]])} | {registers} | {shared} B | {promises} |"
-                )
+                executed = f"-m emulated tests/ops/test_{source.stem}.py"
+                lines.append(_line(budget, ops, kernel.name, executed, NVIDIA, promises))
+    for source in triton_sources():
+        if source.is_relative_to(ROOT / "artsy_ext"):
+            promised: dict[str, tuple[str, ...]] = {}
+            for variant in load_module(source).VARIANTS:
+                name = variant.kernel.fn.__name__
+                promised[name] = tuple(p for p in variant.promises if p in promised.get(name, variant.promises))
+            for name, promises in promised.items():
+                executed, all_promises = "-m interpreted tests", ", ".join(promises)
+                lines.append(_line(budget, [source.parent.name], name, executed, (*NVIDIA, *AMD), all_promises))
     return "\n".join(lines) + "\n"
+
+
+def _line(
+    budget: dict[Key, Needs], ops: list[str], kernel: str, executed: str, architectures: tuple[str, ...], promises: str
+) -> str:
+    needs = {
+        architecture: [
+            needs
+            for key, needs in budget.items()
+            if key.kernel.partition("<")[0] == kernel and key.architecture == architecture
+        ]
+        for architecture in architectures
+    }
+    registers = " / ".join(str(max(n.registers for n in needs[a])) for a in architectures)
+    shared = max(n.shared for some in needs.values() for n in some)
+    return (
+        f"| {', '.join(f'`{op}`' for op in ops)} | `{kernel}` | `pytest {executed}` "
+        f"| {len(needs[architectures[0]])} | {registers} | {shared} B | {promises} |"
+    )
 
 
 def _relative(path: Path) -> str:
