@@ -155,6 +155,29 @@ def commands() -> click.Group:
         _evaluate(folder, as_json, quiet, options)
 
     @artsy.command()
+    @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+    @click.option(
+        "--output",
+        type=click.Path(path_type=Path),
+        default=Path("artsy-report.html"),
+        show_default=True,
+        metavar="FILE",
+        help="File to write.",
+    )
+    @click.option("--overwrite", is_flag=True, help="Replace that file.")
+    def report(folders: tuple[Path, ...], output: Path, overwrite: bool) -> None:
+        """Show one or several run folders on one HTML page, in a single file."""
+        _report(folders, output, overwrite)
+
+    @artsy.command()
+    @click.argument("first", type=click.Path(path_type=Path), metavar="RUN")
+    @click.argument("second", type=click.Path(path_type=Path), metavar="RUN")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    def compare(first: Path, second: Path, as_json: bool) -> None:
+        """Show what two run folders differ in: settings, versions, and the numbers seed by seed."""
+        _compare(first, second, as_json)
+
+    @artsy.command()
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     def info(as_json: bool) -> None:
         """Show versions, devices, and which optional packages are missing."""
@@ -272,6 +295,44 @@ def _evaluate(folder: Path, as_json: bool, quiet: bool, options: dict[str, Any])
         print(to_json(evaluation))
     else:
         print_evaluation(evaluation, Console(width=_width()))
+
+
+def _report(folders: Sequence[Path], output: Path, overwrite: bool) -> None:
+    import click
+
+    from artsy_ext.learner._files import replacing_file
+    from artsy_ext.learner.page import report_page
+    from artsy_ext.learner.report import read_results
+
+    if output.is_dir():
+        raise click.UsageError(f"output: {output} is a folder, expected a file")
+    if output.exists() and not overwrite:
+        raise click.UsageError(f"output: {output} exists, and is replaced only with --overwrite")
+    try:
+        page = report_page({str(folder): read_results(folder) for folder in folders})
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    with replacing_file(output) as beside:
+        beside.write_text(page, encoding="utf-8")
+    print(f"written to {output.resolve()}")
+
+
+def _compare(first: Path, second: Path, as_json: bool) -> None:
+    import click
+    from rich.console import Console
+
+    from artsy_ext.learner.compare import compare, print_comparison
+    from artsy_ext.learner.report import read_results
+    from artsy_ext.learner.results import to_json
+
+    try:
+        comparison = compare(read_results(first), read_results(second))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if as_json:
+        print(to_json(comparison))
+    else:
+        print_comparison(comparison, Console(width=_width()))
 
 
 def _width() -> int | None:

@@ -16,6 +16,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -26,13 +27,22 @@ from artsy_ext.learner.results import SCHEMA_VERSION, to_json
 __all__ = [
     "CHECKPOINT",
     "CONFIG",
+    "LEGEND",
     "accuracy_figure",
     "check_output",
+    "draw_functional",
+    "draw_matrix",
+    "draw_quality",
+    "draw_routing",
     "matrix_figure",
     "print_evaluation",
     "print_table",
     "read_results",
+    "spread",
+    "summary",
     "synapses_figure",
+    "title",
+    "with_synapses",
     "write_run",
 ]
 
@@ -56,8 +66,11 @@ _OTHER_STYLES = [
 ]
 # The matrices worth a look first: no memory, prototypes with all sub-networks, chosen ones, all data at once.
 _MATRIX_METHODS = ("finetune", "ease", "artsy", "joint")
+_MOST_NUMBERS = 12
+"""Rows or columns of a matrix whose numbers can be read in its picture."""
 CHECKPOINT = "checkpoint"
 CONFIG = "config.toml"
+LEGEND = "funct.: functional sub-networks per sample; kept: statistics of the data"
 _FILES = ("results.json", CONFIG, "accuracy.png", "matrix.png", "synapses.png", CHECKPOINT)
 _DPI = 160
 
@@ -69,47 +82,54 @@ def print_table(results: Results, console: Console) -> None:
         results: content of results.json.
         console: where to print.
     """
-    methods, count = results["methods"], _task_count(results)
+    methods = results["methods"]
     table = Table(
-        box=box.SIMPLE_HEAD, padding=0, pad_edge=False, title=f"Learning {_title(results)}", title_justify="left"
+        box=box.SIMPLE_HEAD, padding=0, pad_edge=False, title=f"Learning {title(results)}", title_justify="left"
     )
     table.add_column("method", no_wrap=True)
-    for heading in (
-        "last\nacc %",
-        "avg\nacc %",
-        "forget-\nting",
-        "recall",
-        "preci-\nsion",
-        f"funct.\nof {count}",
-        "silent\n%",
-        "params",
-        "kept\nkB",
-        "train\ns",
-        "images\n/s",
-    ):
+    headings, rows = summary(results)
+    for heading in headings:
         table.add_column(heading, justify="right")
+    for name, cells in rows.items():
+        table.add_row(name, *cells, style="bold" if name == "artsy" else None)
+    console.print(table)
     for name, method in methods.items():
+        console.print(f"{name:<11}{method['summary']}", highlight=False, markup=False, soft_wrap=True)
+    console.print(LEGEND, highlight=False, markup=False, soft_wrap=True)
+
+
+def summary(results: Results) -> tuple[list[str], dict[str, list[str]]]:
+    """What is said of every method: headings, where a line may break marked by a newline, and its cells by name."""
+    rows = {}
+    for name, method in results["methods"].items():
         synapses = method["synapses"] or {}
-        table.add_row(
-            name,
-            _spread(method["last_accuracy"], 1),
-            _spread(method["average_accuracy"], 1),
-            _spread(method["forgetting"], 1),
-            _spread(synapses.get("recall"), 2),
-            _spread(synapses.get("precision"), 2),
+        rows[name] = [
+            spread(method["last_accuracy"], 1),
+            spread(method["average_accuracy"], 1),
+            spread(method["forgetting"], 1),
+            spread(synapses.get("recall"), 2),
+            spread(synapses.get("precision"), 2),
             _mean(synapses.get("mean_functional"), 2),
             _mean(synapses.get("silent_fraction"), 0, scale=100),
             _mean(method["parameters"]["total"], 0),
             _mean(method["parameters"]["statistics_bytes"], 0, scale=1e-3),
             _mean(method["seconds"]["training"], 1),
             _mean(method["images_per_second"]["inference"], 0),
-            style="bold" if name == "artsy" else None,
-        )
-    console.print(table)
-    for name, method in methods.items():
-        console.print(f"{name:<11}{method['summary']}", highlight=False, markup=False, soft_wrap=True)
-    legend = "funct.: functional sub-networks per sample; kept: statistics of the data"
-    console.print(legend, highlight=False, markup=False, soft_wrap=True)
+        ]
+    headings = [
+        "last\nacc %",
+        "avg\nacc %",
+        "forget-\nting",
+        "recall",
+        "preci-\nsion",
+        f"funct.\nof {_task_count(results)}",
+        "silent\n%",
+        "params",
+        "kept\nkB",
+        "train\ns",
+        "images\n/s",
+    ]
+    return headings, rows
 
 
 def print_evaluation(evaluation: Mapping[str, Any], console: Console) -> None:
@@ -247,10 +267,13 @@ def write_run(
         check_output(output, overwrite)
 
 
-def accuracy_figure(results: Results) -> Figure:
-    """Accuracy over all classes seen so far after each task, one line per method, labelled with the last accuracy."""
+def accuracy_figure(results: Results, width: float = 8.4) -> Figure:
+    """Accuracy over all classes seen so far after each task, one line per method, labelled with the last accuracy.
+
+    width: in inches.
+    """
     methods, count = results["methods"], _task_count(results)
-    figure = Figure(figsize=(8.4, 5.0), layout="constrained")
+    figure = Figure(figsize=(width, 5.0), layout="constrained")
     axes = figure.add_subplot()
     steps = list(range(1, count + 1))
     styles = dict(zip(methods, _styles(methods), strict=True))
@@ -258,13 +281,13 @@ def accuracy_figure(results: Results) -> Figure:
     for name, curve in curves.items():
         axes.plot(steps, curve, **{"linewidth": 1.8, "markersize": 6, "zorder": 3, "clip_on": False, **styles[name]})
     axes.set(
-        title=f"Accuracy while learning {_title(results)}",
+        title=f"Accuracy while learning {title(results)}",
         xlabel="tasks learned",
         ylabel="accuracy over all classes seen so far (%)",
         xlim=(1 - 0.03 * count, 1.02 * count),
         ylim=(10 * max(0, min(map(min, curves.values())) // 10 - 1), 101.5),
     )
-    axes.set_xticks(steps)
+    axes.set_xticks(steps[:: max(1, count // 10)])
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -282,32 +305,49 @@ def matrix_figure(results: Results) -> Figure:
     figure = Figure(figsize=(1.5 + 2.7 * len(names), 3.7), layout="compressed")
     all_axes = figure.subplots(1, len(names), squeeze=False)[0]
     for name, axes in zip(names, all_axes, strict=True):
-        image = _heat_map(axes, methods[name]["accuracy_matrix"]["mean"], 100, "{:.0f}")
-        axes.set(title=f"{name} (last {methods[name]['last_accuracy']['mean']:.1f} %)", xlabel="accuracy on task")
+        image = draw_matrix(axes, results, name)
     all_axes[0].set_ylabel("after learning task")
     figure.colorbar(image, ax=all_axes, shrink=0.8, label="accuracy (%)")
-    figure.suptitle(f"Accuracy on each task of {_title(results)}")
+    figure.suptitle(f"Accuracy on each task of {title(results)}")
     return figure
+
+
+def draw_matrix(axes: Axes, results: Results, name: str) -> AxesImage:
+    """A method's accuracy matrix."""
+    method = results["methods"][name]
+    image = _heat_map(axes, method["accuracy_matrix"]["mean"], 100, "{:.0f}")
+    axes.set(title=f"{name} (last {method['last_accuracy']['mean']:.1f} %)", xlabel="accuracy on task")
+    return image
 
 
 def synapses_figure(results: Results) -> Figure | None:
     """How well synapses find the right sub-network, how many run, and which ones; None if no method has synapses."""
-    methods = {name: method for name, method in results["methods"].items() if method["synapses"] is not None}
-    if not methods:
+    names = with_synapses(results)
+    if not names:
         return None
-    names = list(methods)
-    rows = range(len(names))
     figure = Figure(figsize=(11.0, 4.0), layout="constrained")
     quality, active, routing = figure.subplots(1, 3, width_ratios=(1.25, 1.0, 1.25))
+    draw_quality(quality, results)
+    figure.legend(loc="outside lower left", ncols=2, frameon=False)
+    draw_functional(active, results)
+    active.set_yticks(range(len(names)), [""] * len(names))
+    image = draw_routing(routing, results, "artsy" if "artsy" in names else names[0])
+    figure.colorbar(image, ax=routing, shrink=0.8, label="share of samples")
+    figure.suptitle(f"What the synapses choose on {title(results)}")
+    return figure
 
+
+def draw_quality(axes: Axes, results: Results) -> None:
+    """Recall and precision of every method with synapses."""
+    names = with_synapses(results)
     for key, whole, color, marker, offset in (
         ("recall", "samples", "#0072B2", "o", -0.12),
         ("precision", "functional pairs", "#D55E00", "s", 0.12),
     ):
-        values = [methods[name]["synapses"][key] for name in names]
-        quality.errorbar(
+        values = [results["methods"][name]["synapses"][key] for name in names]
+        axes.errorbar(
             [value["mean"] for value in values],
-            [row + offset for row in rows],
+            [row + offset for row in range(len(names))],
             xerr=[value["std"] for value in values] if len(results["seeds"]) > 1 else None,
             fmt=marker,
             color=color,
@@ -315,41 +355,48 @@ def synapses_figure(results: Results) -> Figure | None:
             capsize=3,
             clip_on=False,
         )
-    quality.set(
-        title="Is the right one functional?",
-        xlabel="share",
-        xlim=(0, 1),
-    )
-    quality.grid(axis="x", color="#dddddd", linewidth=0.8)
-    figure.legend(loc="outside lower left", ncols=2, frameon=False)
+    axes.set(title="Is the right one functional?", xlabel="share", xlim=(0, 1))
+    axes.grid(axis="x", color="#dddddd", linewidth=0.8)
+    _a_row_for_each(axes, names)
 
-    count = _task_count(results)
-    functional = [methods[name]["synapses"]["mean_functional"] for name in names]
-    bars = active.barh(
-        rows,
+
+def draw_functional(axes: Axes, results: Results) -> None:
+    """How many sub-networks are functional for a sample, for every method with synapses."""
+    names, count = with_synapses(results), _task_count(results)
+    functional = [results["methods"][name]["synapses"]["mean_functional"] for name in names]
+    bars = axes.barh(
+        range(len(names)),
         [value["mean"] for value in functional],
         xerr=[value["std"] for value in functional] if len(results["seeds"]) > 1 else None,
         height=0.6,
-        color=[style["color"] for style in _styles(methods)],
+        color=[style["color"] for style in _styles(names)],
     )
-    active.bar_label(bars, fmt="%.2f", padding=4)
-    active.set(title="How many are functional?", xlabel=f"sub-networks per sample, of {count}", xlim=(0, 1.15 * count))
-
-    for axes in (quality, active):
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_yticks(rows, names if axes is quality else [""] * len(names))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-
-    shown = "artsy" if "artsy" in methods else names[0]
-    image = _heat_map(routing, methods[shown]["synapses"]["routing_matrix"]["mean"], 1, "{:.2f}")
-    routing.set(title=f"Which are functional? ({shown})", xlabel="sub-network", ylabel="true task of the sample")
-    figure.colorbar(image, ax=routing, shrink=0.8, label="share of samples")
-    figure.suptitle(f"What the synapses choose on {_title(results)}")
-    return figure
+    axes.bar_label(bars, fmt="%.2f", padding=4)
+    axes.set(title="How many are functional?", xlabel=f"sub-networks per sample, of {count}", xlim=(0, 1.15 * count))
+    _a_row_for_each(axes, names)
 
 
-def _title(results: Results) -> str:
+def draw_routing(axes: Axes, results: Results, name: str) -> AxesImage:
+    """Which sub-networks a method's synapses make functional for the samples of which task."""
+    image = _heat_map(axes, results["methods"][name]["synapses"]["routing_matrix"]["mean"], 1, "{:.2f}")
+    axes.set(title=f"Which are functional? ({name})", xlabel="sub-network", ylabel="true task of the sample")
+    return image
+
+
+def with_synapses(results: Results) -> list[str]:
+    """Names of the methods with synapses, of which there are numbers."""
+    return [name for name, method in results["methods"].items() if method["synapses"] is not None]
+
+
+def _a_row_for_each(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+
+
+def title(results: Results) -> str:
+    """The stream in words, with its tasks and the seeds."""
     tasks, seeds = _task_count(results), len(results["seeds"])
     return f"the stream '{results['stream']}' ({tasks} task{'s' * (tasks > 1)}, " + (
         f"mean of {seeds} seeds)" if seeds > 1 else f"seed {results['seeds'][0]})"
@@ -364,7 +411,8 @@ def _mean(metric: Mapping[str, Any] | None, digits: int, scale: float = 1) -> st
     return "–" if metric is None else f"{scale * metric['mean']:,.{digits}f}"
 
 
-def _spread(metric: Mapping[str, Any] | None, digits: int) -> str:
+def spread(metric: Mapping[str, Any] | None, digits: int) -> str:
+    """A metric's mean ± standard deviation where there are several seeds; a dash for None."""
     if metric is None or len(metric["values"]) == 1:
         return _mean(metric, digits)
     return f"{metric['mean']:.{digits}f} ± {metric['std']:.{digits}f}"
@@ -391,7 +439,7 @@ def _label_ends(axes: Axes, ends: Mapping[str, Mapping[str, Any]], styles: Mappi
     for name, height in zip(names, heights, strict=True):
         # x in fractions of the axes, y in data coordinates.
         axes.annotate(
-            f"{name} {_spread(ends[name], 1)}",
+            f"{name} {spread(ends[name], 1)}",
             xy=(1.0, ends[name]["mean"]),
             xycoords=axes.get_yaxis_transform(),
             xytext=(1.06, height),
@@ -429,20 +477,23 @@ def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _heat_map(axes: Axes, matrix: Sequence[Sequence[float | None]], highest: float, number: str) -> Any:
-    """Draw a matrix with its numbers, elements that are None left blank; tasks are counted from 1."""
+def _heat_map(axes: Axes, matrix: Sequence[Sequence[float | None]], highest: float, number: str) -> AxesImage:
+    """Draw a matrix, small ones with their numbers, elements that are None left blank; tasks are counted from 1."""
     colors = colormaps["Blues"]
     scale = Normalize(0, highest)
     image = axes.imshow(
         [[float("nan") if value is None else value for value in row] for row in matrix], cmap=colors, norm=scale
     )
-    size = max(5.0, 10.5 - 0.45 * max(len(matrix), len(matrix[0])))
-    for i, row in enumerate(matrix):
-        for j, value in enumerate(row):
-            if value is not None:
-                color = "white" if scale(value) > 0.55 else "black"
-                axes.text(j, i, number.format(value), ha="center", va="center", color=color, fontsize=size)
-    axes.set_xticks(range(len(matrix[0])), [str(j + 1) for j in range(len(matrix[0]))])
-    axes.set_yticks(range(len(matrix)), [str(i + 1) for i in range(len(matrix))])
+    count = max(len(matrix), len(matrix[0]))
+    if count <= _MOST_NUMBERS:
+        for i, row in enumerate(matrix):
+            for j, value in enumerate(row):
+                if value is not None:
+                    color = "white" if scale(value) > 0.55 else "black"
+                    size = max(5.0, 10.5 - 0.45 * count)
+                    axes.text(j, i, number.format(value), ha="center", va="center", color=color, fontsize=size)
+    step = max(1, count // 10)
+    axes.set_xticks(range(0, len(matrix[0]), step), [str(j + 1) for j in range(0, len(matrix[0]), step)])
+    axes.set_yticks(range(0, len(matrix), step), [str(i + 1) for i in range(0, len(matrix), step)])
     axes.spines[:].set_visible(False)
     return image

@@ -134,6 +134,10 @@ def test_demo_gives_the_same_twice(demo: Demo, tmp_path: Path) -> None:
         (["train", "--config", "nowhere.toml"], "nowhere.toml"),
         (["eval", "nowhere"], "nowhere holds no run"),
         (["eval"], "Missing argument 'DIR'"),
+        (["report"], "Missing argument 'RUN...'"),
+        (["report", "nowhere"], "nowhere holds no run"),
+        (["report", "nowhere", "--output", "."], "output: . is a folder, expected a file"),
+        (["compare", "nowhere", "nowhere"], "nowhere holds no run"),
         (["demo", "--seeds", "many"], "--seeds"),
         (["demo", "--unheard-of"], "No such option"),
         (["demo", "surplus"], "unexpected extra argument"),
@@ -220,6 +224,32 @@ def test_eval_prints_a_row_for_every_task(demo: Demo, tmp_path: Path, capsys: py
     assert rows[-1][:4] == ["all", "10", "classes", f"{last:.1f}"]
 
 
+def test_report_writes_one_page_and_replaces_it_only_when_asked(
+    demo: Demo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "pages" / "page.html"
+    command = ["report", str(demo.folder), "--output", str(page)]
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"written to {page}\n"
+    assert "5 tasks, seed 0" in page.read_text()
+    page.write_text("mine")
+    assert main(command) == 2
+    assert "replaced only with --overwrite" in error_line(capsys)
+    assert page.read_text() == "mine"
+    assert main([*command, "--overwrite"]) == 0
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
+    assert page.read_text() != "mine"
+
+
+def test_compare_shows_that_a_run_is_itself(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(demo.folder), str(demo.folder)]) == 0
+    assert capsys.readouterr().out == "The numbers are the same, times aside.\n"
+    assert main(["compare", str(demo.folder), str(demo.folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["same"] is True
+    assert found["methods"]["artsy"]["last_accuracy"]["difference"]["mean"] == 0
+
+
 @pytest.mark.parametrize("package", ["click", "rich", "timm", "matplotlib"])
 def test_a_missing_extra_is_named(package: str) -> None:
     program = f"import sys; sys.modules[{package!r}] = None; from artsy_ext.cli import main; sys.exit(main(['demo']))"
@@ -232,7 +262,7 @@ def test_a_missing_extra_is_named(package: str) -> None:
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    for command in ("demo", "train", "eval", "info"):
+    for command in ("demo", "train", "eval", "report", "compare", "info"):
         assert f"\n  {command} " in out
     assert err == ""
 
