@@ -106,7 +106,10 @@ def commands() -> click.Group:
         settings: Sequence[click.Parameter] = ()
 
         def get_params(self, context: click.Context) -> list[click.Parameter]:
-            self.settings = self.settings or _setting_options(demo=self.name == "demo")
+            if not self.settings:
+                settings = _setting_options(demo=self.name == "demo")
+                # An ablation has rows instead of methods.
+                self.settings = [s for s in settings if self.name != "ablate" or s.name != "methods"]
             return [*self.settings, *super().get_params(context)]
 
         def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -115,8 +118,14 @@ def commands() -> click.Group:
 
             with formatter.section("Data sets"):
                 formatter.write_dl([(name, source.summary) for name, source in SOURCES.items()])
-            with formatter.section("Methods"):
-                formatter.write_dl([(name, method.summary) for name, method in METHODS.items()])
+            if self.name == "ablate":
+                from artsy_ext.learner.ablation import ROWS
+
+                with formatter.section("Parts and what is changed about them"):
+                    formatter.write_dl([(row.part, row.label) for row in ROWS])
+            else:
+                with formatter.section("Methods"):
+                    formatter.write_dl([(name, method.summary) for name, method in METHODS.items()])
 
     @artsy.command(cls=SettingsCommand)
     @output(Path("artsy-run"))
@@ -141,6 +150,19 @@ def commands() -> click.Group:
         Needs no download: backbone and data come with the packages.
         """
         _train(settings, output, overwrite, cache_dir, quiet)
+
+    @artsy.command(cls=SettingsCommand)
+    @click.option("--parts", metavar="A,B,...", help="Compare these parts alone.")
+    @output(Path("artsy-ablation"))
+    @overwrite
+    @cache
+    @quiet
+    def ablate(parts: str | None, output: Path, overwrite: bool, cache_dir: Path, quiet: bool, **settings: Any) -> None:
+        """Change artsy one thing at a time, and compare: what do its parts contribute?
+
+        Writes ablation.json, ablation.csv and ablation.png. If it is stopped, the same command goes on where it was.
+        """
+        _ablate(settings, parts, output, overwrite, cache_dir, quiet)
 
     @artsy.command("eval")
     @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
@@ -272,6 +294,34 @@ def _train(settings: dict[str, Any], output: Path, overwrite: bool, cache_dir: P
         except (ValueError, OSError) as error:
             raise click.UsageError(str(error)) from error
         results = run.train()
+    print_table(results, Console(width=_width()))
+    print(f"written to {output.resolve()}")
+
+
+def _ablate(
+    settings: dict[str, Any], parts: str | None, output: Path, overwrite: bool, cache_dir: Path, quiet: bool
+) -> None:
+    import click
+    from rich.console import Console
+
+    from artsy_ext.learner.ablation import Ablation
+    from artsy_ext.learner.ablation_report import print_table
+    from artsy_ext.learner.config import RunConfig
+    from artsy_ext.learner.progress import Progress
+
+    with Progress(quiet) as progress:
+        try:
+            ablation = Ablation(
+                RunConfig.from_mapping(settings),
+                output,
+                parts=[] if parts is None else [part.strip() for part in parts.split(",")],
+                overwrite=overwrite,
+                cache_dir=cache_dir,
+                progress=progress,
+            )
+        except (ValueError, OSError) as error:
+            raise click.UsageError(str(error)) from error
+        results = ablation.run()
     print_table(results, Console(width=_width()))
     print(f"written to {output.resolve()}")
 

@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["LearnerConfig", "RunConfig", "Setting", "read_toml", "settings"]
+__all__ = ["SUBNETWORK_SETTINGS", "LearnerConfig", "RunConfig", "Setting", "read_toml", "settings"]
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -95,6 +95,21 @@ class LearnerConfig:
                 "LearnerConfig: consolidate_off and consolidate_on must satisfy 0 <= off <= on, "
                 f"got {self.consolidate_off} and {self.consolidate_on}"
             )
+
+
+SUBNETWORK_SETTINGS = (
+    "rank",
+    "scale",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "augmentation",
+    "shift",
+    "crop",
+    "head_scale",
+)
+"""The settings that a task's sub-network depends on: learners that agree in these can share it."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from artsy_ext.learner.progress import Progress
 from artsy_ext.learner.results import aggregate, build_results
 from artsy_ext.learner.training import images_per_batch
 
-__all__ = ["ExperimentResult", "check_methods", "evaluate", "run_experiment"]
+__all__ = ["ExperimentResult", "check_methods", "evaluate", "measure", "run_experiment"]
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,8 @@ def run_experiment(
     for seed in progress.track(seeds, "seeds"):
         data = build_stream(seed).hold(track=progress.track)
         context = SeedContext(data, features, statistics, config, seed, progress)
-        # Methods draw from generators of their own; this is for what they call.
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
-            for name, measurement in _measure(context, names, data, progress).items():
-                measured[name].append(measurement)
+        for name, measurement in measure(context, names).items():
+            measured[name].append(measurement)
         if classifier is None and "artsy" in names:
             classifier = context.classifier("stdp")
             classifier.class_names_ = list(data.class_names)
@@ -164,16 +161,21 @@ class _Answers:
         self.seconds = 0.0
 
 
-def _measure(
-    context: SeedContext, names: Sequence[str], stream: Stream, progress: Progress
-) -> dict[str, dict[str, Any]]:
-    """Fit the methods on all tasks; per method a method's fields in results.json, with one seed's plain values."""
-    methods = {name: METHODS[name](context) for name in names}
+def measure(context: SeedContext, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Fit methods on all tasks of one seed; per method its fields in results.json, with plain values.
+
+    PyTorch's random state is what it was before.
+    """
+    stream, progress = context.stream, context.progress
     answers = {name: _Answers() for name in names}
-    for number, task in enumerate(progress.track(stream.tasks, "tasks")):
-        for name in progress.track(names, "methods"):
-            methods[name].fit_task(task)
-        _ask(methods, answers, stream.tasks[: number + 1], context.features, progress)
+    # Methods draw from generators of their own; the seed is for what they call.
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(context.seed)
+        methods = {name: METHODS[name](context) for name in names}
+        for number, task in enumerate(progress.track(stream.tasks, "tasks")):
+            for name in progress.track(names, "methods"):
+                methods[name].fit_task(task)
+            _ask(methods, answers, stream.tasks[: number + 1], context.features, progress)
     targets, tasks = _truth(stream.tasks)
     targets = _as_asked(targets, stream)
     for given in answers.values():

@@ -90,6 +90,8 @@ class SeedContext:
         statistics: mean and within-class covariance of its features over its pre-training data, or None.
         config, seed: of all methods.
         progress: where bars are shown.
+        subnetworks: those trained before for the same stream, seed and `SUBNETWORK_SETTINGS`, by task; new ones are
+            added.
     """
 
     def __init__(
@@ -100,11 +102,13 @@ class SeedContext:
         config: LearnerConfig,
         seed: int,
         progress: Progress,
+        *,
+        subnetworks: dict[int, tuple[SubNetworkBank, float]] | None = None,
     ) -> None:
         self.stream, self.features, self.vit = stream, features, features.vit
         self.device = self.vit.device
         self.statistics, self.config, self.seed, self.progress = statistics, config, seed, progress
-        self._subnetworks: dict[int, tuple[SubNetworkBank, float]] = {}
+        self._subnetworks = {} if subnetworks is None else subnetworks
         self._classifiers: dict[str, ArtsyClassifier] = {}
 
     def subnetwork(self, dataset: Dataset[Any], labels: Tensor, task: int) -> tuple[SubNetworkBank, float]:

@@ -27,6 +27,8 @@ from artsy_ext.learner.results import SCHEMA_VERSION, to_json
 __all__ = [
     "CHECKPOINT",
     "CONFIG",
+    "CORTEX",
+    "DPI",
     "LEGEND",
     "accuracy_figure",
     "check_output",
@@ -72,7 +74,10 @@ CHECKPOINT = "checkpoint"
 CONFIG = "config.toml"
 LEGEND = "funct.: functional sub-networks per sample; kept: statistics of the data"
 _FILES = ("results.json", CONFIG, "accuracy.png", "matrix.png", "synapses.png", CHECKPOINT)
-_DPI = 160
+DPI = 160
+# Silent synapses of the adult mouse's cortex, %: about 25 of 2,234 synapses lack AMPA receptors, and about 30 of all
+# dendritic protrusions are filopodia, which carry such synapses (Vardalaki, Chung & Harnett, Nature 612:323, 2022).
+CORTEX = (25.0, 30.0)
 
 
 def print_table(results: Results, console: Console) -> None:
@@ -261,7 +266,7 @@ def write_run(
             ("synapses", synapses_figure(results)),
         ):
             if figure is not None:
-                figure.savefig(folder / f"{name}.png", dpi=_DPI, bbox_inches="tight")
+                figure.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches="tight")
         if extra_writer is not None:
             extra_writer(folder)
         check_output(output, overwrite)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,43 @@ from artsy_ext.learner.progress import Progress
 from artsy_ext.learner.report import CHECKPOINT, CONFIG, check_output, read_results, write_run
 from artsy_ext.nn import RoutedViT
 
-__all__ = ["FinishedRun", "Run"]
+__all__ = ["FinishedRun", "Run", "Setup", "check_place", "threads"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a configuration names, found and opened, before anything is trained.
+
+    Attributes:
+        config: with absolute paths and the number of threads.
+        source: the images.
+        backbone: E0.
+        class_order: the names from the file that the configuration names; None for an order by seed.
+    """
+
+    config: RunConfig
+    source: Source
+    backbone: Backbone
+    class_order: list[str] | None
+
+    @classmethod
+    def open(cls, config: RunConfig, progress: Progress) -> Setup:
+        """Raises ValueError or OSError where something is not known, not possible, not readable or not there."""
+        check_source(config.data)
+        check_backbone(config.backbone)
+        class_order = None if config.class_order is None else _read_class_order(Path(config.class_order))
+        config = replace(_with_absolute_paths(config), threads=config.threads or _default_threads(config.backbone))
+        source = _load(config, progress)
+        _stream(source, 0, None, config, class_order)  # fails where classes and tasks do not fit
+        return cls(config, source, open_backbone(config.backbone), class_order)
+
+    def stream(self, seed: int) -> Stream:
+        """The tasks of a seed, images as the backbone takes them."""
+        return _stream(self.source, seed, self.backbone, self.config, self.class_order)
+
+    def facts(self) -> dict[str, Any]:
+        """What else than the learner's settings and the package decides the results."""
+        return {"run": self.config.to_mapping(learner=False), "images": _digests(self.source)}
 
 
 class Run:
@@ -55,24 +91,10 @@ class Run:
         self.output, self.overwrite, self.cache_dir = output, overwrite, cache_dir
         self.progress = progress or Progress.silent()
         methods = check_methods(config.methods or METHODS)
-        check_source(config.data)
-        check_backbone(config.backbone)
         check_output(output, overwrite)
-        if _lies_in(output, config.data):
-            raise ValueError(f"output: {output} must not lie in the folder of the data")
-        self.class_order = None if config.class_order is None else _read_class_order(Path(config.class_order))
-        self.config = config = replace(
-            _with_absolute_paths(config),
-            methods=methods,
-            threads=config.threads or _default_threads(config.backbone),
-        )
-        self.source = _load(config, self.progress)
-        self.class_names = self.stream(0).class_names  # fails where classes and tasks do not fit
-        self.backbone = open_backbone(config.backbone)
-
-    def stream(self, seed: int) -> Stream:
-        """The tasks of a seed, images as they were found."""
-        return _stream(self.source, seed, None, self.config, self.class_order)
+        check_place(output, config.data)
+        self.setup = Setup.open(replace(config, methods=methods), self.progress)
+        self.config = self.setup.config
 
     def train(self) -> dict[str, Any]:
         """Learn the stream with every method and seed, and write the run folder.
@@ -86,20 +108,17 @@ class Run:
         Raises:
             OSError: the folder can't be written.
         """
-        config, backbone = self.config, self.backbone
-        with _threads(config.threads):
+        config, backbone = self.config, self.setup.backbone
+        with threads(config.threads):
             result = run_experiment(
-                lambda seed: _stream(self.source, seed, backbone, config, self.class_order),
+                self.setup.stream,
                 Features(RoutedViT(backbone.model), self.cache_dir, self.progress),
                 backbone.statistics,
                 config.methods,
                 range(config.seeds),
                 config.learner,
                 self.progress,
-                arguments={
-                    "run": config.to_mapping(learner=False),
-                    "images": _digests(self.source),
-                },
+                arguments=self.setup.facts(),
             )
 
         def write_more(folder: Path) -> None:
@@ -169,7 +188,7 @@ class FinishedRun:
             What `artsy_ext.learner.experiment.evaluate` returns, and: `data`, `same_images` (whether they are those of
             the run), `seed`, and of each task its `classes` by name.
         """
-        with _threads(self.config.threads):
+        with threads(self.config.threads):
             found = evaluate(self.classifier, self.stream, self.features, self.progress)
         names = self.stream.class_names
         return {
@@ -243,9 +262,11 @@ def _folder_of(data: str) -> Path | None:
     return Path(data.removeprefix(FOLDER)).expanduser().resolve() if data.startswith(FOLDER) else None
 
 
-def _lies_in(output: Path, data: str) -> bool:
+def check_place(output: Path, data: str) -> None:
+    """Raises ValueError where `output` lies in the folder that the images come from."""
     folder = _folder_of(data)
-    return folder is not None and output.resolve().is_relative_to(folder)
+    if folder is not None and output.resolve().is_relative_to(folder):
+        raise ValueError(f"output: {output} must not lie in the folder of the data")
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -269,7 +290,8 @@ def _default_threads(backbone: str) -> int:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
+    """PyTorch computes with so many CPU threads inside, with as many as it would for None."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -17,6 +17,7 @@ from artsy_ext import info
 from artsy_ext.cli import main
 from artsy_ext.data import SOURCES
 from artsy_ext.learner import run
+from artsy_ext.learner.ablation import ROWS
 from artsy_ext.learner.config import settings
 from artsy_ext.learner.methods import METHODS
 from artsy_ext.learner.results import schema, without_times
@@ -132,6 +133,8 @@ def test_demo_gives_the_same_twice(demo: Demo, tmp_path: Path) -> None:
         (["train", "--increment", "2", "--base", "11"], "base: expected 0 to 10"),
         (["train", "--class-order", "nowhere.txt"], "nowhere.txt"),
         (["train", "--config", "nowhere.toml"], "nowhere.toml"),
+        (["ablate", "--parts", "threshold"], "parts: 'threshold' is not known; did you mean threshold quantile?"),
+        (["ablate", "--methods", "artsy"], "No such option"),
         (["eval", "nowhere"], "nowhere holds no run"),
         (["eval"], "Missing argument 'DIR'"),
         (["report"], "Missing argument 'RUN...'"),
@@ -262,7 +265,7 @@ def test_a_missing_extra_is_named(package: str) -> None:
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    for command in ("demo", "train", "eval", "report", "compare", "info"):
+    for command in ("demo", "train", "ablate", "eval", "report", "compare", "info"):
         assert f"\n  {command} " in out
     assert err == ""
 
@@ -276,6 +279,14 @@ def test_help_lists_data_methods_and_settings(command: str, capsys: pytest.Captu
     for name in settings():
         option = "--stream" if (command, name) == ("demo", "data") else f"--{name.replace('_', '-')}"
         assert option in out
+
+
+def test_help_lists_what_an_ablation_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for row in ROWS:
+        assert f"{row.part} {row.label}" in out
+    assert "--methods" not in out
 
 
 def test_help_loads_nothing_heavy() -> None:

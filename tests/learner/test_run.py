@@ -205,7 +205,7 @@ def test_class_order_from_a_file(config: RunConfig, tmp_path: Path) -> None:
     order = tmp_path / "order.txt"
     order.write_text("star\nline\n\n  plus  \ncircle\n")
     run = Run(replace(config, class_order=str(order), seeds=2), tmp_path / "run")
-    assert run.class_names == run.stream(1).class_names == ("star", "line", "plus", "circle")
+    assert run.setup.stream(0).class_names == run.setup.stream(1).class_names == ("star", "line", "plus", "circle")
 
 
 def break_nothing(folder: Path) -> None:
