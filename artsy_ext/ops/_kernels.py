@@ -30,7 +30,7 @@ class Served(NamedTuple):
     devices: tuple[str, ...] = ("cuda",)
 
 
-TRITON: dict[str, Served] = {"synapse_currents": Served()}
+TRITON: dict[str, Served] = {"synapse_currents": Served(), "synapse_scores": Served()}
 
 
 def triton_kernel(op: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kernel | None:

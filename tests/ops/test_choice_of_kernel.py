@@ -166,10 +166,12 @@ def test_compilers_see_the_triton_kernels(
 
 def arguments_of(op: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Tensors for the op's schema."""
-    B, S, D, J = 5, 3, 8, 4
+    B, S, D, R, J = 5, 3, 8, 2, 4
     new = partial(torch.ones, dtype=dtype)
     if op == "synapse_currents":
         return new(B, D), new(S, J, D), new(S, J, D, dtype=torch.bool), new(S, J)
+    if op == "synapse_scores":
+        return new(B, D), new(S, R, D), new(S, R), new(S, R), new(S)
     raise NotImplementedError(op)
 
 

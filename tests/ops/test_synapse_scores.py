@@ -3,7 +3,6 @@
 import pytest
 import torch
 from properties import (
-    DEVICES,
     FLOATING,
     LAYOUTS,
     assert_any_layout,
@@ -12,6 +11,7 @@ from properties import (
     assert_refused,
     assert_same_bits,
     laid_out,
+    on,
     sliced,
 )
 from routing_cases import assert_near, assert_same_on_every_thread_count, every_isa
@@ -29,10 +29,9 @@ def sample(B: int = 3, S: int = 2, R: int = 4, D: int = 5, dtype: torch.dtype = 
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
-@pytest.mark.parametrize("device", DEVICES)
-def test_table(dtype, device):
+def test_table(dtype, triton_device):
     def tensor(values: list) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+        return torch.tensor(values, dtype=dtype, device=triton_device)
 
     features = tensor([[1, 2], [-1, 3], [0, 0]])
     down = tensor([[[1, 1], [2, -1]], [[0, 1], [-3, 1]]])
@@ -64,10 +63,25 @@ def test_threads_change_nothing(isa: None, dtype: torch.dtype) -> None:
     assert_same_on_every_thread_count(lambda: op(*arguments))
 
 
-@pytest.mark.parametrize(("dtype", "count"), [(torch.bfloat16, 1024), (torch.float16, 8192)])
-def test_sums_in_float32(dtype, count):
+# Sizes below, at and beyond the GPU kernels' tiles: of samples, sub-networks, hidden units and features.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sizes", [(1, 3, 7, 5), (16, 2, 32, 64), (70, 3, 33, 70), (3, 1, 65, 130)])
+def test_values_and_gradients(sizes: tuple[int, ...], dtype: torch.dtype, triton_device: str) -> None:
+    # Eighths: no rounding takes a hidden value to the other side of 0.
+    short = [(tensor * 8).round().div(8).to(dtype).requires_grad_() for tensor in on(triton_device, sample(*sizes))]
+    exact = [tensor.detach().double().requires_grad_() for tensor in short]
+    results = []
+    for inputs, of in ((short, op), (exact, reference.synapse_scores)):
+        scores = of(*inputs)
+        ways = torch.randn(scores.shape, generator=torch.Generator().manual_seed(7)).to(dtype).to(scores)
+        results.append([scores.detach(), *torch.autograd.grad(scores, inputs, ways)])
+    assert_near(*results, 8 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(("dtype", "count"), [(torch.bfloat16, 1024), (torch.float16, 4096)])
+def test_sums_in_float32(dtype, count, triton_device):
     """A sum of ones in these dtypes would stop at 256 and 2048; over D, then over R."""
-    one, zero = torch.ones(1, dtype=dtype), torch.zeros(1, dtype=dtype)
+    one, zero = on(triton_device, (torch.ones(1, dtype=dtype), torch.zeros(1, dtype=dtype)))
     over_d = op(one.expand(1, count), one.expand(1, 1, count), zero[None], one[None], zero)
     over_r = op(one[None], one.expand(1, count, 1), zero.expand(1, count), one.expand(1, count), zero)
     assert (over_d.item(), over_r.item()) == (count, count)
@@ -78,22 +92,22 @@ def test_gradcheck():
 
 
 @pytest.mark.parametrize("asked", [[0], [1], [2], [3], [4], [1, 2, 3, 4], [0, 3]])
-def test_only_the_gradients_asked_for(asked):
-    assert_only_asked("synapse_scores", op, sample(), asked)
+def test_only_the_gradients_asked_for(asked, triton_device):
+    assert_only_asked("synapse_scores", op, on(triton_device, sample(dtype=torch.float32)), asked)
 
 
-def test_a_hidden_unit_at_rest_has_no_gradient():
+def test_a_hidden_unit_at_rest_has_no_gradient(triton_device):
     """relu at exactly 0 has PyTorch's sub-gradient 0."""
-    features = torch.zeros(1, 1, requires_grad=True)
-    ones, zeros = torch.ones(1, 1), torch.zeros(1, 1)
+    features = torch.zeros(1, 1, requires_grad=True, device=triton_device)
+    ones, zeros = on(triton_device, (torch.ones(1, 1), torch.zeros(1, 1)))
     assert torch.autograd.grad(op(features, ones[None], zeros, ones, zeros[0]), features)[0].item() == 0
 
 
 @pytest.mark.parametrize("empty", range(4))
-def test_empty(empty):
+def test_empty(empty, triton_device):
     sizes = [3, 2, 4, 5]
     sizes[empty] = 0
-    inputs = [tensor.requires_grad_() for tensor in sample(*sizes)]
+    inputs = [tensor.requires_grad_() for tensor in on(triton_device, sample(*sizes, dtype=torch.float32))]
     _, _, down_bias, up, up_bias = inputs
     scores = op(*inputs)
     # Without features the biases go on through relu; without hidden units only the last bias is left.
@@ -105,9 +119,10 @@ def test_empty(empty):
     assert torch.equal(gradients[4], torch.full_like(up_bias, sizes[0]))
 
 
-def test_pure_and_any_layout():
-    assert_pure(op, *sample())
-    assert_any_layout(op, *sample())
+def test_pure_and_any_layout(triton_device):
+    arguments = on(triton_device, sample(dtype=torch.float32))
+    assert_pure(op, *arguments)
+    assert_any_layout(op, *arguments)
 
 
 def test_autocast_follows():
