@@ -5,10 +5,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -39,6 +39,37 @@ _FORMAT = 1
 _FILES = ("model.json", "model.safetensors")
 
 
+class Silence(NamedTuple):
+    """What share of the synapses was silent around one task, each in [0, 1].
+
+    Attributes:
+        by_epoch: of all, before the first pass over the task and after each.
+        of_each: of the synapse of each sub-network there is, when the task was learned.
+    """
+
+    by_epoch: list[float]
+    of_each: list[float]
+
+
+class _SilenceWatch:
+    """Goes through the passes over a task, and looks at the synapses before each."""
+
+    def __init__(self, synapses: SynapseBank, progress: Progress) -> None:
+        self.synapses, self.progress = synapses, progress
+        self.by_epoch: list[float | None] = []
+
+    def track(self, passes: Iterable[int], description: str) -> Iterator[int]:
+        for number in self.progress.track(passes, description):
+            self.by_epoch.append(self.synapses.silent_fraction)
+            yield number
+
+    def found(self) -> list[Silence]:
+        last, of_each = self.synapses.silent_fraction, self.synapses.silent_fractions
+        if last is None or of_each is None:
+            return []
+        return [Silence([*(f for f in self.by_epoch if f is not None), last], of_each.tolist())]
+
+
 class ArtsyClassifier:
     """Learns task after task, and keeps no image of any.
 
@@ -61,6 +92,8 @@ class ArtsyClassifier:
         class_names_: [C] what people call them; None unless somebody sets it. Saved.
         network_: the `ArtsyNetwork`, from the first task on.
         statistics_: the `ClassStatistics` that are kept of the tasks.
+        silence_: for each task that was learned, what share of the synapses was silent; empty where they never are. Not
+            saved.
         seconds_: training time so far: E0's "features", "subnetworks", "prototypes" and "synapses". Not saved.
     """
 
@@ -86,6 +119,7 @@ class ArtsyClassifier:
         self.class_names_: list[str] | None = None
         self.network_: ArtsyNetwork | None = None
         self.statistics_: ClassStatistics
+        self.silence_: list[Silence] = []
         self.seconds_ = {"features": 0.0, "subnetworks": 0.0, "prototypes": 0.0, "synapses": 0.0}
         D = self.vit.dim
         if statistics is not None and [list(s.shape) for s in statistics] != [[D], [D, D]]:
@@ -155,12 +189,12 @@ class ArtsyClassifier:
         start = time.perf_counter()
         z = network.whitening(h0)
         statistics.add_task(z, y, classes)
-        network.synapses.fit_task(
-            z, y, statistics, generator(self.seed, f"synapses {self.synapse}", task), self.progress.track
-        )
+        watch = _SilenceWatch(network.synapses, self.progress)
+        network.synapses.fit_task(z, y, statistics, generator(self.seed, f"synapses {self.synapse}", task), watch.track)
         seconds["synapses"] += time.perf_counter() - start
 
         self.network_, self.statistics_, self.seconds_ = network, statistics, seconds
+        self.silence_ = self.silence_ + watch.found()
         self.classes_ = self.classes_ + names.tolist()
         self.task_of_class_ = self.task_of_class_ + [task] * len(names)
         return self

@@ -248,10 +248,17 @@ def _figures(method: Method, answers: _Answers, targets: Tensor, tasks: Tensor) 
 def _synapses(method: Method, mask: Tensor | None, tasks: Tensor) -> dict[str, Any] | None:
     if mask is None:
         return None
+    silence = getattr(method, "silence", None)  # of those with synapses of their own
+    by_epoch = [task.by_epoch for task in silence] if silence else None
+    # A square like the accuracies'.
+    by_task = [task.of_each + [None] * (len(silence) - 1 - t) for t, task in enumerate(silence)] if silence else None
     return {
         "recall": metrics.synapse_recall(mask, tasks),
         "precision": metrics.synapse_precision(mask, tasks),
         "mean_functional": metrics.mean_functional(mask),
+        "functional_counts": metrics.functional_counts(mask),
         "silent_fraction": method.silent_fraction,
+        "silent_by_epoch": by_epoch,
+        "silent_by_task": by_task,
         "routing_matrix": metrics.routing_matrix(mask, tasks),
     }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from artsy_ext.data import Images, Stream, Task
-from artsy_ext.learner.classifier import ArtsyClassifier
+from artsy_ext.learner.classifier import ArtsyClassifier, Silence
 from artsy_ext.learner.config import LearnerConfig
 from artsy_ext.learner.features import Features
 from artsy_ext.learner.progress import Progress
@@ -209,6 +209,11 @@ class _WithClassifier:
     def silent_fraction(self) -> float | None:
         return self.network.synapses.silent_fraction
 
+    @property
+    def silence(self) -> list[Silence] | None:
+        """Over the tasks; None where synapses are never silent, and of a classifier that was loaded."""
+        return self.classifier.silence_ or None
+
     def parameters(self) -> dict[str, float]:
         network, statistics = self.network, self.classifier.statistics_
         synapses = network.synapses
@@ -223,6 +228,7 @@ class _WithClassifier:
 
 class _Oracle(_WithClassifier):
     silent_fraction = None
+    silence = None
 
     def choose(self, functional: Tensor, tasks: Tensor) -> Tensor:
         return F.one_hot(tasks.to(functional.device), functional.shape[1]).bool()
@@ -230,6 +236,7 @@ class _Oracle(_WithClassifier):
 
 class _Random(_WithClassifier):
     silent_fraction = None
+    silence = None
 
     def __init__(self, context: SeedContext) -> None:
         super().__init__(context)

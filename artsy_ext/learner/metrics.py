@@ -18,6 +18,7 @@ __all__ = [
     "average_accuracy",
     "backward_transfer",
     "forgetting",
+    "functional_counts",
     "incremental_accuracies",
     "last_accuracy",
     "mean_functional",
@@ -154,6 +155,18 @@ def mean_functional(mask: Tensor) -> float:
         mask: [N, S] bool.
     """
     return mask.sum(1).double().mean().item()
+
+
+def functional_counts(mask: Tensor) -> list[float]:
+    """How many samples have no functional sub-network, how many have one, and so on.
+
+    Args:
+        mask: [N, S] bool.
+
+    Returns:
+        S + 1 shares of the samples, 1 in all.
+    """
+    return (torch.bincount(mask.sum(1), minlength=mask.shape[1] + 1).double() / len(mask)).tolist()
 
 
 def routing_matrix(mask: Tensor, tasks: Tensor) -> list[list[float]]:

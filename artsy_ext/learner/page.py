@@ -29,6 +29,7 @@ from artsy_ext.learner.report import (
     title,
     with_synapses,
 )
+from artsy_ext.learner.silence import draw_counts, draw_silence, draw_silent_by_task, with_silence
 
 __all__ = ["report_page"]
 
@@ -112,6 +113,15 @@ def _synapses(results: Results) -> list[_Picture]:
         *(
             _panel(f"How often {name} runs each sub-network for the samples of each task", draw_routing, results, name)
             for name in names
+        ),
+        *(
+            _panel(alt, draw, results, name)
+            for name in with_silence(results)
+            for alt, draw in (
+                (f"Share of silent synapses of {name} while it learns", draw_silence),
+                (f"Share of silent synapses of each sub-network of {name} after each task", draw_silent_by_task),
+                (f"For how many samples {name} has so many functional sub-networks", draw_counts),
+            )
         ),
     ]
 

@@ -36,11 +36,13 @@ __all__ = [
     "draw_matrix",
     "draw_quality",
     "draw_routing",
+    "heat_map",
     "matrix_figure",
     "print_evaluation",
     "print_table",
     "read_results",
     "spread",
+    "styles_of",
     "summary",
     "synapses_figure",
     "title",
@@ -73,7 +75,8 @@ _MOST_NUMBERS = 12
 CHECKPOINT = "checkpoint"
 CONFIG = "config.toml"
 LEGEND = "funct.: functional sub-networks per sample; kept: statistics of the data"
-_FILES = ("results.json", CONFIG, "accuracy.png", "matrix.png", "synapses.png", CHECKPOINT)
+_PICTURES = ("accuracy", "matrix", "synapses", "silence", "weights", "spikes")
+_FILES = ("results.json", CONFIG, CHECKPOINT, *(f"{name}.png" for name in _PICTURES))
 DPI = 160
 # Silent synapses of the adult mouse's cortex, %: about 25 of 2,234 synapses lack AMPA receptors, and about 30 of all
 # dendritic protrusions are filopodia, which carry such synapses (Vardalaki, Chung & Harnett, Nature 612:323, 2022).
@@ -281,7 +284,7 @@ def accuracy_figure(results: Results, width: float = 8.4) -> Figure:
     figure = Figure(figsize=(width, 5.0), layout="constrained")
     axes = figure.add_subplot()
     steps = list(range(1, count + 1))
-    styles = dict(zip(methods, _styles(methods), strict=True))
+    styles = styles_of(methods)
     curves = {name: method["incremental_accuracy"]["mean"] for name, method in methods.items()}
     for name, curve in curves.items():
         axes.plot(steps, curve, **{"linewidth": 1.8, "markersize": 6, "zorder": 3, "clip_on": False, **styles[name]})
@@ -320,7 +323,7 @@ def matrix_figure(results: Results) -> Figure:
 def draw_matrix(axes: Axes, results: Results, name: str) -> AxesImage:
     """A method's accuracy matrix."""
     method = results["methods"][name]
-    image = _heat_map(axes, method["accuracy_matrix"]["mean"], 100, "{:.0f}")
+    image = heat_map(axes, method["accuracy_matrix"]["mean"], 100, "{:.0f}")
     axes.set(title=f"{name} (last {method['last_accuracy']['mean']:.1f} %)", xlabel="accuracy on task")
     return image
 
@@ -374,7 +377,7 @@ def draw_functional(axes: Axes, results: Results) -> None:
         [value["mean"] for value in functional],
         xerr=[value["std"] for value in functional] if len(results["seeds"]) > 1 else None,
         height=0.6,
-        color=[style["color"] for style in _styles(names)],
+        color=[style["color"] for style in styles_of(names).values()],
     )
     axes.bar_label(bars, fmt="%.2f", padding=4)
     axes.set(title="How many are functional?", xlabel=f"sub-networks per sample, of {count}", xlim=(0, 1.15 * count))
@@ -383,8 +386,30 @@ def draw_functional(axes: Axes, results: Results) -> None:
 
 def draw_routing(axes: Axes, results: Results, name: str) -> AxesImage:
     """Which sub-networks a method's synapses make functional for the samples of which task."""
-    image = _heat_map(axes, results["methods"][name]["synapses"]["routing_matrix"]["mean"], 1, "{:.2f}")
+    image = heat_map(axes, results["methods"][name]["synapses"]["routing_matrix"]["mean"], 1, "{:.2f}")
     axes.set(title=f"Which are functional? ({name})", xlabel="sub-network", ylabel="true task of the sample")
+    return image
+
+
+def heat_map(axes: Axes, matrix: Sequence[Sequence[float | None]], highest: float, number: str) -> AxesImage:
+    """Draw a matrix from 0 to `highest`, small ones with their numbers, None left blank; tasks are counted from 1."""
+    colors = colormaps["Blues"]
+    scale = Normalize(0, highest)
+    image = axes.imshow(
+        [[float("nan") if value is None else value for value in row] for row in matrix], cmap=colors, norm=scale
+    )
+    count = max(len(matrix), len(matrix[0]))
+    if count <= _MOST_NUMBERS:
+        for i, row in enumerate(matrix):
+            for j, value in enumerate(row):
+                if value is not None:
+                    color = "white" if scale(value) > 0.55 else "black"
+                    size = max(5.0, 10.5 - 0.45 * count)
+                    axes.text(j, i, number.format(value), ha="center", va="center", color=color, fontsize=size)
+    step = max(1, count // 10)
+    axes.set_xticks(range(0, len(matrix[0]), step), [str(j + 1) for j in range(0, len(matrix[0]), step)])
+    axes.set_yticks(range(0, len(matrix), step), [str(i + 1) for i in range(0, len(matrix), step)])
+    axes.spines[:].set_visible(False)
     return image
 
 
@@ -431,9 +456,10 @@ def _is_run(folder: Path) -> bool:
     return isinstance(content, dict) and {"schema_version", "methods"} <= content.keys()
 
 
-def _styles(names: Iterable[str]) -> list[dict[str, Any]]:
+def styles_of(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour, line and marker of each method."""
     others = cycle(_OTHER_STYLES)
-    return [_STYLES[name] if name in _STYLES else next(others) for name in names]
+    return {name: _STYLES[name] if name in _STYLES else next(others) for name in methods}
 
 
 def _label_ends(axes: Axes, ends: Mapping[str, Mapping[str, Any]], styles: Mapping[str, Mapping[str, Any]]) -> None:
@@ -480,25 +506,3 @@ def _spaced(heights: Sequence[float], gap: float, low: float, high: float) -> li
 
 def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _heat_map(axes: Axes, matrix: Sequence[Sequence[float | None]], highest: float, number: str) -> AxesImage:
-    """Draw a matrix, small ones with their numbers, elements that are None left blank; tasks are counted from 1."""
-    colors = colormaps["Blues"]
-    scale = Normalize(0, highest)
-    image = axes.imshow(
-        [[float("nan") if value is None else value for value in row] for row in matrix], cmap=colors, norm=scale
-    )
-    count = max(len(matrix), len(matrix[0]))
-    if count <= _MOST_NUMBERS:
-        for i, row in enumerate(matrix):
-            for j, value in enumerate(row):
-                if value is not None:
-                    color = "white" if scale(value) > 0.55 else "black"
-                    size = max(5.0, 10.5 - 0.45 * count)
-                    axes.text(j, i, number.format(value), ha="center", va="center", color=color, fontsize=size)
-    step = max(1, count // 10)
-    axes.set_xticks(range(0, len(matrix[0]), step), [str(j + 1) for j in range(0, len(matrix[0]), step)])
-    axes.set_yticks(range(0, len(matrix), step), [str(i + 1) for i in range(0, len(matrix), step)])
-    axes.spines[:].set_visible(False)
-    return image

@@ -22,7 +22,8 @@ from artsy_ext.learner.experiment import check_methods, evaluate, run_experiment
 from artsy_ext.learner.features import Features
 from artsy_ext.learner.methods import METHODS
 from artsy_ext.learner.progress import Progress
-from artsy_ext.learner.report import CHECKPOINT, CONFIG, check_output, read_results, write_run
+from artsy_ext.learner.report import CHECKPOINT, CONFIG, DPI, check_output, read_results, write_run
+from artsy_ext.learner.silence import silence_figure, spikes_figure, weights_figure
 from artsy_ext.nn import RoutedViT
 
 __all__ = ["FinishedRun", "Run", "Setup", "check_place", "threads"]
@@ -123,8 +124,13 @@ class Run:
 
         def write_more(folder: Path) -> None:
             (folder / CONFIG).write_text(config.to_toml(), encoding="utf-8")
+            figures = {"silence": silence_figure(result.results)}
             if result.classifier is not None:
                 result.classifier.save(folder / CHECKPOINT)
+                figures |= {"weights": weights_figure(result.classifier), "spikes": spikes_figure(result.classifier)}
+            for name, figure in figures.items():
+                if figure is not None:
+                    figure.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches="tight")
 
         write_run(self.output, result.results, write_more, overwrite=self.overwrite)
         return result.results

@@ -68,6 +68,11 @@ class SynapseBank(Growing, ABC):
         """Share of synaptic weights that are silent; None where synapses are never silent."""
         return None
 
+    @property
+    def silent_fractions(self) -> Tensor | None:
+        """[S] the same of each sub-network's synapse."""
+        return None
+
     @torch.no_grad()
     def fit_task(
         self,
@@ -194,6 +199,13 @@ class STDPSynapses(SynapseBank):
         return 1 - self.functional[self.unit_class >= 0].float().mean().item()
 
     @property
+    def silent_fractions(self) -> Tensor | None:
+        if self.on is None:
+            return None
+        used = (self.unit_class >= 0)[..., None].expand_as(self.functional)
+        return (used & ~self.functional).flatten(1).sum(1) / used.flatten(1).sum(1)
+
+    @property
     def num_weights(self) -> int:
         return self.weight[self.unit_class >= 0].numel()
 
@@ -201,6 +213,11 @@ class STDPSynapses(SynapseBank):
         """[B, D] -> [B, 2D+1] firing rates of the afferents: ON, OFF, and the always-on one."""
         z = F.normalize(z, dim=1) * (math.sqrt(self.dim) / 2)
         return F.pad(torch.cat([z, -z], 1).clamp(0, 1), (0, 1), value=self._BIAS_RATE)
+
+    def spikes(self, rates: Tensor, seed: int) -> Tensor:
+        """[B, 2D+1] rates -> [T, B, 2D+1]: the afferents' spikes; the always-on one sends its rate at every step."""
+        pre = encode_spikes(rates[:, :-1], self.steps, seed=seed, dtype=rates.dtype)
+        return F.pad(pre, (0, 1), value=self._BIAS_RATE)
 
     def potentials(self, afferents: Tensor) -> Tensor:
         """[B, 2D+1] -> [B, S, J] potentials of the units, −inf where there is no unit."""
@@ -245,8 +262,7 @@ class STDPSynapses(SynapseBank):
         for _ in track(range(self.epochs), "synapses"):
             for batch in torch.randperm(len(z), generator=generator).split(self.batch_size):
                 seed = int(torch.randint(2**62, (), generator=generator))
-                pre = encode_spikes(rates[batch, :-1], T, seed=seed, dtype=z.dtype)
-                pre = F.pad(pre, (0, 1), value=self._BIAS_RATE)
+                pre = self.spikes(rates[batch], seed)
                 V = self.potentials(pre.mean(0))
                 teacher = (self.unit_class == labels[batch, None, None]).to(V.dtype)
                 post = teacher - V.flatten(1).softmax(1).view_as(V)

@@ -63,7 +63,8 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_demo_writes_a_run_folder(demo: Demo) -> None:
     names = {path.name for path in demo.folder.iterdir()}
-    assert names == {"results.json", "config.toml", "accuracy.png", "matrix.png", "synapses.png", "checkpoint"}
+    pictures = ("accuracy", "matrix", "synapses", "silence", "weights", "spikes")
+    assert names == {"results.json", "config.toml", "checkpoint", *(f"{name}.png" for name in pictures)}
     assert any((demo.folder / "checkpoint").iterdir())
     jsonschema.validate(demo.results, schema(), cls=jsonschema.Draft202012Validator)
 

@@ -79,7 +79,8 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 def test_the_run_folder(finished: Path, config: RunConfig) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names == {"results.json", "config.toml", "accuracy.png", "matrix.png", "synapses.png", "checkpoint"}
+    pictures = ("accuracy", "matrix", "synapses", "silence", "weights", "spikes")
+    assert names == {"results.json", "config.toml", "checkpoint", *(f"{name}.png" for name in pictures)}
     results = results_of(finished)
     jsonschema.validate(results, schema(), cls=jsonschema.Draft202012Validator)
     assert results["arguments"]["run"] == {**config.to_mapping(learner=False), "threads": 1}
