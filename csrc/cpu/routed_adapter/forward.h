@@ -90,7 +90,7 @@ void forward_in(const Problem<Stored>& problem, const std::vector<Tile>& tiles, 
 template <class Stored>
 void forward(const Problem<Stored>& problem, const std::vector<Tile>& tiles, int64_t workers, Stored* y,
              Real<Stored>* saved) {
-#if ARTSY_BFLOAT16_DOT
+#if ARTSY_BFLOAT16_DOT || ARTSY_BFLOAT16_TILES
   if constexpr (std::is_same_v<Stored, BFloat16>)
     if (problem.D % 2 == 0 && problem.R % 2 == 0) return forward_in<BFloat16Pair>(problem, tiles, workers, y, saved);
 #endif

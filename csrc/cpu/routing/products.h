@@ -1,4 +1,5 @@
-// Matrix products in blocks of sums that stay in registers. Included once per instruction set, after numbers.h.
+// Matrix products in blocks of sums that stay in registers. ARTSY_BFLOAT16_DOT and ARTSY_BFLOAT16_TILES say how pairs
+// of bfloat16 can be multiplied. Included once per instruction set, after numbers.h.
 
 // In what the products of elements are summed.
 template <class Element>
@@ -98,11 +99,10 @@ inline void multiply_block(int64_t i0, int64_t j0, int64_t K, Left<Element> a, c
     for (int j = 0; j < V; ++j) to.write(i0 + i, j0 + j * width, sum[i][j]);
 }
 
-// to = start + a [M, K] · b [K, N], added up from the first k to the last whatever the sizes are. Behind column N, up
-// to whole vectors, the sums are of no meaning. to.write(i, j, v) takes each vector, from column j on, once.
+// As multiply, in blocks.
 template <class Element, class To>
-[[gnu::noinline]] void multiply(int64_t M, int64_t N, int64_t K, Left<Element> a, Right<Element> b,
-                                Sums<const Sum<Element>> start, const To& to, Ahead ahead = {}) {
+[[gnu::noinline]] void multiply_in_blocks(int64_t M, int64_t N, int64_t K, Left<Element> a, Right<Element> b,
+                                          Sums<const Sum<Element>> start, const To& to, Ahead ahead) {
   constexpr int64_t width = lanes<Sum<Element>>;
   for (int64_t j = 0; j < N; j += kPanel<Element>) {
     const Element* panel = b.data + j / kPanel<Element> * b.panel;
@@ -113,6 +113,23 @@ template <class Element, class To>
         });
     });
   }
+}
+
+#if ARTSY_BFLOAT16_TILES
+#include "tiles.h"
+#endif
+
+// to = start + a [M, K] · b [K, N], added up from the first k to the last whatever the sizes are. Behind column N, up
+// to whole vectors, the sums are of no meaning. to.write(i, j, v) takes each vector, from column j on, once.
+template <class Element, class To>
+inline void multiply(int64_t M, int64_t N, int64_t K, Left<Element> a, Right<Element> b, Sums<const Sum<Element>> start,
+                     const To& to, Ahead ahead = {}) {
+#if ARTSY_BFLOAT16_TILES
+  if constexpr (std::is_same_v<Element, BFloat16Pair>)
+    multiply_in_tiles(M, N, K, a, b, start, to, ahead);
+  else
+#endif
+    multiply_in_blocks<Element>(M, N, K, a, b, start, to, ahead);
 }
 
 // One step of a transposition: exchanges blocks of `distance` lanes between two vectors.

@@ -86,7 +86,7 @@ void forward_in(const Problem<Stored>& problem, int64_t workers, Stored* current
 
 template <class Stored>
 void forward(const Problem<Stored>& problem, int64_t workers, Stored* currents) {
-#if ARTSY_BFLOAT16_DOT
+#if ARTSY_BFLOAT16_DOT || ARTSY_BFLOAT16_TILES
   if constexpr (std::is_same_v<Stored, BFloat16>) return forward_in<BFloat16Pair>(problem, workers, currents);
 #endif
   forward_in<Real<Stored>>(problem, workers, currents);

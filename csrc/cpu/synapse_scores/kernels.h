@@ -60,7 +60,7 @@ void forward_in(const Problem<Stored>& problem, int64_t workers, Stored* scores)
 
 template <class Stored>
 void forward(const Problem<Stored>& problem, int64_t workers, Stored* scores) {
-#if ARTSY_BFLOAT16_DOT
+#if ARTSY_BFLOAT16_DOT || ARTSY_BFLOAT16_TILES
   if constexpr (std::is_same_v<Stored, BFloat16>)
     if (problem.D % 2 == 0) return forward_in<BFloat16Pair>(problem, workers, scores);
 #endif
