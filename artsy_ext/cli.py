@@ -177,6 +177,20 @@ def commands() -> click.Group:
         _evaluate(folder, as_json, quiet, options)
 
     @artsy.command()
+    @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN")
+    @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGES...")
+    @click.option("--backbone", help="E0, if its weights have moved.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of CSV.")
+    @quiet
+    def predict(folder: Path, images: tuple[Path, ...], backbone: str | None, as_json: bool, quiet: bool) -> None:
+        """Ask the classifier in a run folder about images: files, and folders of them.
+
+        Prints for each its class, the probability of that class, and which sub-networks were functional, by the number
+        of their task.
+        """
+        _predict(folder, images, backbone, as_json, quiet)
+
+    @artsy.command()
     @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
     @click.option(
         "--output",
@@ -345,6 +359,21 @@ def _evaluate(folder: Path, as_json: bool, quiet: bool, options: dict[str, Any])
         print(to_json(evaluation))
     else:
         print_evaluation(evaluation, Console(width=_width()))
+
+
+def _predict(folder: Path, images: Sequence[Path], backbone: str | None, as_json: bool, quiet: bool) -> None:
+    import click
+
+    from artsy_ext.learner.predict import predict, to_csv, to_list
+    from artsy_ext.learner.progress import Progress
+    from artsy_ext.learner.results import to_json
+
+    with Progress(quiet) as progress:
+        try:
+            answers = predict(folder, images, backbone=backbone, progress=progress)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+    print(to_json(to_list(answers)) if as_json else to_csv(answers), end="\n" if as_json else "")
 
 
 def _report(folders: Sequence[Path], output: Path, overwrite: bool) -> None:

@@ -12,9 +12,9 @@ import os
 import warnings
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -26,7 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from artsy_ext.data.images import ImageSet, Track
 from artsy_ext.data.sources import FOLDER, Source
 
-__all__ = ["domains_source", "folder_source"]
+__all__ = ["ImageFiles", "domains_source", "folder_source"]
 
 # Written into folders by Windows, as others write hidden files.
 _NOT_DATA = ("thumbs.db", "desktop.ini")
@@ -157,6 +157,41 @@ class _Files(Sequence[Any]):
         return _decoded(io.BytesIO(content))
 
 
+class ImageFiles(Sequence[Any]):
+    """PIL images of files without a class, as those of `folder_source`; read when they are asked for.
+
+    Args:
+        paths: files, and folders for everything visible in them.
+
+    Attributes:
+        names: the paths of the files, those of a folder sorted by theirs inside it.
+
+    Raises:
+        ValueError: there is no file at all; and, when its image is asked for, a file is no image.
+        OSError: a file or folder is not there or can't be read.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.names: list[str] = []
+        for path in paths:
+            if path.is_dir():
+                self.names += [os.path.normpath(path / name) for name in _files(path, "")]
+            elif path.exists():
+                self.names.append(str(path))
+            else:
+                raise FileNotFoundError(f"images: there is no file {path}")
+        if not self.names:
+            raise ValueError(f"images: expected at least one, got none in {', '.join(map(str, paths))}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: Any) -> Any:
+        path = self.names[index]
+        with _opened(path, "images") as file:
+            return _image_in(file, path, "images")
+
+
 def _unreadable(error: OSError) -> NoReturn:
     raise type(error)(f"data: {os.fspath(error.filename)} can't be read: {error.strerror}") from None
 
@@ -244,25 +279,34 @@ def _checked(root: Path, names: list[str], labels: list[int], track: Track) -> I
 
 def _digest_of_image(path: str) -> bytes:
     """SHA-256 of a file, which must be an image that can be decoded."""
+    with _opened(path, "data") as file:
+        _image_in(file, path, "data")
+        file.seek(0)
+        digest = hashlib.sha256()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+        return digest.digest()
+
+
+@contextmanager
+def _opened(path: str, argument: str) -> Iterator[BinaryIO]:
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for a writer
-        raise ValueError(f"data: {path} is not an image that can be read: not a file")
+        raise ValueError(f"{argument}: {path} is not an image that can be read: not a file")
     try:
         with open(path, "rb") as file:
-            try:
-                _decoded(file)
-            # On damaged files PIL's decoders raise whatever they stumble over.
-            except Exception as error:
-                reason = "of no format that PIL knows" if isinstance(error, UnidentifiedImageError) else str(error)
-                reason = " ".join(reason.split()) or type(error).__name__
-                raise ValueError(f"data: {path} is not an image that can be read: {reason}") from None
-            file.seek(0)
-            digest = hashlib.sha256()
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-            return digest.digest()
+            yield file
     except OSError as error:
-        error.filename = path
-        _unreadable(error)
+        raise type(error)(f"{argument}: {path} can't be read: {error.strerror}") from None
+
+
+def _image_in(file: BinaryIO, path: str, argument: str) -> Image.Image:
+    try:
+        return _decoded(file)
+    # On damaged files PIL's decoders raise whatever they stumble over.
+    except Exception as error:
+        reason = "of no format that PIL knows" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = " ".join(reason.split()) or type(error).__name__
+        raise ValueError(f"{argument}: {path} is not an image that can be read: {reason}") from None
 
 
 def _decoded(file: BinaryIO) -> Image.Image:

@@ -216,7 +216,15 @@ class ArtsyClassifier:
         Classes of silent sub-networks have probability 0, unless no sub-network is functional: then E0's prototypes
         alone answer, for all classes.
         """
-        return (self.config.head_scale * self.decision_function(images, mask=mask)).softmax(1)
+        return self._probabilities(self.decision_function(images, mask=mask))
+
+    @torch.no_grad()
+    def predict_with_mask(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities [B, C], as `predict_proba`, and the mask [B, S], as `synapse_mask`, in one look at images."""
+        network = self._fitted()
+        first, h0 = network.base(images.to(self.vit.device))
+        mask = network.functional(h0)
+        return self._probabilities(network.answer(first, h0, mask)), mask
 
     @torch.no_grad()
     def synapse_mask(self, images: Tensor) -> Tensor:
@@ -370,6 +378,9 @@ class ArtsyClassifier:
     def _batches(self, dataset: Dataset[tuple[Tensor, ...]]) -> DataLoader[tuple[Tensor, ...]]:
         # With a generator of its own it does not draw from PyTorch's random state.
         return DataLoader(dataset, images_per_batch(self.vit), generator=torch.Generator())
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return (self.config.head_scale * logits).softmax(1)
 
     def _fitted(self) -> ArtsyNetwork:
         if self.network_ is None:

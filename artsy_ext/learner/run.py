@@ -26,7 +26,7 @@ from artsy_ext.learner.report import CHECKPOINT, CONFIG, DPI, check_output, read
 from artsy_ext.learner.silence import silence_figure, spikes_figure, weights_figure
 from artsy_ext.nn import RoutedViT
 
-__all__ = ["FinishedRun", "Run", "Setup", "check_place", "threads"]
+__all__ = ["FinishedRun", "Run", "Setup", "check_place", "open_classifier", "threads"]
 
 
 @dataclass(frozen=True)
@@ -166,18 +166,12 @@ class FinishedRun:
         progress: Progress | None = None,
     ) -> None:
         self.progress = progress or Progress.silent()
+        if data is not None:
+            check_source(data)
         results = read_results(folder)
-        config = RunConfig.from_mapping(read_toml(folder / CONFIG))
-        if not (folder / CHECKPOINT).is_dir():
-            raise FileNotFoundError(f"{folder} has no checkpoint: artsy was not among the methods of the run")
-        if backbone is not None and backbone.partition(":")[0] != config.backbone.partition(":")[0]:
-            raise ValueError(f"backbone: the run has {config.backbone}, only its weight file may move, got {backbone}")
-        given: dict[str, Any] = {"data": data, "data_dir": data_dir, "backbone": backbone}
+        config, self.classifier, opened = open_classifier(folder, backbone)
+        given: dict[str, Any] = {"data": data, "data_dir": data_dir}
         self.config = config = replace(config, **{name: value for name, value in given.items() if value is not None})
-        check_source(config.data)
-        check_backbone(config.backbone)
-        opened = open_backbone(config.backbone)
-        self.classifier = ArtsyClassifier.load(folder / CHECKPOINT, opened.model)
         source = _load(config, self.progress)
         self.same_images = _digests(source) == results["arguments"].get("images")
         if data is None and not self.same_images:
@@ -204,6 +198,30 @@ class FinishedRun:
             "classes": [[names[c] for c in task.classes] for task in self.stream.tasks],
             **found,
         }
+
+
+def open_classifier(folder: Path, backbone: str | None = None) -> tuple[RunConfig, ArtsyClassifier, Backbone]:
+    """The configuration of a run folder, its classifier, and the backbone under it.
+
+    Args:
+        folder: as `Run.train` wrote it.
+        backbone: the run's, with a weight file that has moved.
+
+    Raises:
+        ValueError: the folder's files are damaged, of a newer version or of another backbone.
+        OSError: the folder holds no run with a checkpoint, or the weights are not there.
+    """
+    read_results(folder)
+    config = RunConfig.from_mapping(read_toml(folder / CONFIG))
+    if not (folder / CHECKPOINT).is_dir():
+        raise FileNotFoundError(f"{folder} has no checkpoint: artsy was not among the methods of the run")
+    if backbone is not None:
+        if backbone.partition(":")[0] != config.backbone.partition(":")[0]:
+            raise ValueError(f"backbone: the run has {config.backbone}, only its weight file may move, got {backbone}")
+        config = replace(config, backbone=backbone)
+    check_backbone(config.backbone)
+    opened = open_backbone(config.backbone)
+    return config, ArtsyClassifier.load(folder / CHECKPOINT, opened.model), opened
 
 
 def _load(config: RunConfig, progress: Progress) -> Source:

@@ -3,6 +3,7 @@
 Tests that take the fixture `demo` run real methods on real data; the others stop before anything is trained.
 """
 
+import csv
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jsonschema
 import pytest
+from PIL import Image
 
 from artsy_ext import info
 from artsy_ext.cli import main
@@ -138,6 +140,8 @@ def test_demo_gives_the_same_twice(demo: Demo, tmp_path: Path) -> None:
         (["ablate", "--methods", "artsy"], "No such option"),
         (["eval", "nowhere"], "nowhere holds no run"),
         (["eval"], "Missing argument 'DIR'"),
+        (["predict", "nowhere"], "Missing argument 'IMAGES...'"),
+        (["predict", "nowhere", "nothing.png"], "images: there is no file nothing.png"),
         (["report"], "Missing argument 'RUN...'"),
         (["report", "nowhere"], "nowhere holds no run"),
         (["report", "nowhere", "--output", "."], "output: . is a folder, expected a file"),
@@ -228,6 +232,18 @@ def test_eval_prints_a_row_for_every_task(demo: Demo, tmp_path: Path, capsys: py
     assert rows[-1][:4] == ["all", "10", "classes", f"{last:.1f}"]
 
 
+def test_predict_prints_a_row_for_every_image(demo: Demo, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for value in (0, 255):
+        Image.new("L", (28, 28), value).save(tmp_path / f"{value}.png")
+    assert main(["predict", str(demo.folder), str(tmp_path)]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["image"] for row in rows] == [str(tmp_path / "0.png"), str(tmp_path / "255.png")]
+    assert all(row["class"] in map(str, range(10)) and 0 < float(row["probability"]) <= 1 for row in rows)
+    assert all(row["functional"] in map(str, range(1, 6)) for row in rows)
+    assert main(["predict", str(demo.folder), str(tmp_path), "--json"]) == 0
+    assert [answer["class"] for answer in json.loads(capsys.readouterr().out)] == [row["class"] for row in rows]
+
+
 def test_report_writes_one_page_and_replaces_it_only_when_asked(
     demo: Demo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,7 +282,7 @@ def test_a_missing_extra_is_named(package: str) -> None:
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    for command in ("demo", "train", "ablate", "eval", "report", "compare", "info"):
+    for command in ("demo", "train", "ablate", "eval", "predict", "report", "compare", "info"):
         assert f"\n  {command} " in out
     assert err == ""
 

@@ -477,7 +477,8 @@ def test_nothing_works_before_the_first_task(
 ) -> None:
     classifier, images = ArtsyClassifier(tiny_vit), test_images[0]
     assert (classifier.num_tasks, classifier.classes_, classifier.network_) == (0, [], None)
-    for call in (classifier.predict, classifier.predict_proba, classifier.decision_function, classifier.synapse_mask):
+    names = ("predict", "predict_proba", "decision_function", "synapse_mask", "predict_with_mask")
+    for call in (getattr(classifier, name) for name in names):
         with pytest.raises(RuntimeError, match="no task has been learned; call fit_task first"):
             call(images)
     with pytest.raises(RuntimeError, match="call fit_task first"):

@@ -29,8 +29,10 @@ from artsy_ext.learner import (
     run_experiment,
 )
 from artsy_ext.learner.config import read_toml
+from artsy_ext.learner.predict import Answer, predict, to_csv, to_list
 from artsy_ext.learner.progress import Progress
 from artsy_ext.learner.results import schema, without_times
+from artsy_ext.learner.run import open_classifier
 from artsy_ext.nn import RoutedViT
 
 CLASSES = ("circle", "line", "plus", "star")
@@ -324,3 +326,46 @@ def test_threads_are_the_callers_again(config: RunConfig, tmp_path: Path) -> Non
     assert torch.get_num_threads() == before
     assert results_of(tmp_path / "run")["arguments"]["run"]["threads"] == 2
     assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_predictions_are_those_of_the_classifier(finished: Path, images: Path) -> None:
+    star = images / "star"
+    first = sorted((images / "line").iterdir())[0]
+    answers = predict(finished, [first, star])
+    files = [first, *sorted(star.iterdir())]
+    assert [answer.image for answer in answers] == list(map(str, files))
+
+    _, classifier, backbone = open_classifier(finished)
+    batch = torch.stack([backbone.transform(Image.open(file)) for file in files])
+    probabilities, mask = classifier.predict_proba(batch), classifier.synapse_mask(batch)
+    names = classifier.class_names_ or []
+    assert [answer.label for answer in answers] == [names[c] for c in classifier.predict(batch).tolist()]
+    # Up to how sums are ordered where two sub-networks share a batch.
+    assert [answer.probability for answer in answers] == pytest.approx(probabilities.amax(1).tolist())
+    assert [answer.functional for answer in answers] == [
+        [s + 1 for s in range(classifier.num_tasks) if row[s]] for row in mask.tolist()
+    ]
+    assert sum(answer.label == "star" for answer in answers[1:]) >= 15
+
+
+def test_predictions_as_text() -> None:
+    answers = [Answer("a, b.png", "cat", 0.75, [1, 3]), Answer("c.png", "dog", 1 / 3, [])]
+    assert to_csv(answers) == ('image,class,probability,functional\n"a, b.png",cat,0.750000,1 3\nc.png,dog,0.333333,\n')
+    assert to_list(answers)[1] == {"image": "c.png", "class": "dog", "probability": 0.333333, "functional": []}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.png", "images: there is no file .*nowhere.png"),
+        ("empty", "images: expected at least one, got none in .*empty"),
+        ("notes.png", "images: .*notes.png is not an image that can be read: of no format that PIL knows"),
+        ("pipe", "images: .*pipe is not an image that can be read: not a file"),
+    ],
+)
+def test_what_is_no_image_is_named(finished: Path, tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.png").write_text("not a picture")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises((ValueError, OSError), match=message):
+        predict(finished, [tmp_path / name])
