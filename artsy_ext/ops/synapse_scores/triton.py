@@ -1,7 +1,7 @@
 """synapse_scores on a GPU: the hidden values of a tile become scores where they are computed; its gradients, too.
 
-With U = S·R hidden units, z their values before relu and g the gradient of the scores, the gradients of the weights come
-from G[u] = Σ_b [z > 0]·g[b, s]·features[b] and m[u] = Σ_b [z > 0]·g[b, s]: that of down is up·G, that of up is
+With U = S·R hidden units, z their values before relu and g the gradient of the scores, the gradients of the weights
+come from G[u] = Σ_b [z > 0]·g[b, s]·features[b] and m[u] = Σ_b [z > 0]·g[b, s]: that of down is up·G, that of up is
 G·down + m·down_bias, that of down_bias is up·m. So all that they need of the hidden values is a bit for each.
 """
 
