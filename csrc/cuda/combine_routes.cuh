@@ -16,7 +16,7 @@ constexpr int kThreads = 128, kWarps = kThreads / 32;
 }  // namespace combine
 
 // Machine code where N != 1: 128-bit loads, 128-bit stores
-// Machine code: no global atomics
+// Machine code: no global atomics, at most 32 registers
 template <class T, int N>
 __global__ void __launch_bounds__(combine::kThreads)
     combine_routes_kernel(const T* __restrict__ y, const T* __restrict__ weight, const T* __restrict__ base,
@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(combine::kThreads)
 
 // grad_y[p] = weight[p] · grad[sample[p]], 0 for the padding.
 // Machine code where N != 1: 128-bit loads, 128-bit stores
+// Machine code: no global atomics, at most 32 registers
 template <class T, int N>
 __global__ void __launch_bounds__(combine::kThreads)
     combine_routes_grad_y_kernel(const T* __restrict__ grad, const T* __restrict__ weight,
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(combine::kThreads)
 
 // grad_weight[p] = y[p] · grad[sample[p]], 0 for the padding; one warp per pair.
 // Machine code where N != 1: 128-bit loads
-// Machine code: no global atomics
+// Machine code: no global atomics, at most 32 registers
 template <class T, int N>
 __global__ void __launch_bounds__(combine::kThreads)
     combine_routes_grad_weight_kernel(const T* __restrict__ grad, const T* __restrict__ y,

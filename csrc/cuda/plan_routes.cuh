@@ -25,60 +25,78 @@ struct Mask {
 
   // At least 1, and below 2^31 as the number of blocks is.
   __device__ __forceinline__ uint32_t tiles_across() const { return S > 0 ? uint32_t((S - 1) / kColumns + 1) : 1; }
-
-  // Sub-networks s to s+3 of sample b as four bytes, 0 or 1; what lies outside of the mask is 0.
-  __device__ __forceinline__ uint32_t word(int64_t b, int64_t s) const {
-    if (b >= B || s >= S) return 0;
-    const uint8_t* row = data + b * S;
-    if (!in_words) {
-      uint32_t bytes = 0;
-      for (int i = 0; i < 4; ++i)
-        if (s + i < S && row[s + i]) bytes |= 1u << (8 * i);
-      return bytes;
-    }
-    uint32_t bytes = *reinterpret_cast<const uint32_t*>(row + s);
-    bytes |= bytes >> 4 & 0x0f0f0f0fu;  // a bool may be any byte but 0
-    bytes |= bytes >> 2 & 0x03030303u;
-    bytes |= bytes >> 1;
-    return bytes & 0x01010101u;
-  }
 };
 
 __device__ __forceinline__ int byte_of(uint32_t word, int i) { return int(word >> (8 * i) & 0xffu); }
 
-// The tile of a block: its first sample and sub-network, and those of the calling warp and lane.
+// What a thread has of its block's tile: the sub-networks s to s+3 of the samples b to b+kRowsPerWarp-1, which are
+// those of its warp.
 struct Tile {
   uint32_t down, across;
-  int64_t b, s;
   int lane, warp;
+  int64_t b, s;
+  int rows, columns;  // how many of them are in the mask; one may be 0
 
   __device__ __forceinline__ explicit Tile(const Mask& mask)
       : down(blockIdx.x / mask.tiles_across()),
         across(blockIdx.x % mask.tiles_across()),
-        b(int64_t(down) * kRows + int64_t(threadIdx.x / 32) * kRowsPerWarp),
-        s(int64_t(across) * kColumns + int64_t(threadIdx.x % 32) * 4),
         lane(int(threadIdx.x) % 32),
-        warp(int(threadIdx.x) / 32) {}
+        warp(int(threadIdx.x) / 32),
+        b(int64_t(down) * kRows + int64_t(warp) * kRowsPerWarp),
+        s(int64_t(across) * kColumns + int64_t(lane) * 4),
+        rows(within(mask.B - b, kRowsPerWarp)),
+        columns(within(mask.S - s, 4)) {}
+
+  // words[sample][lane]: the four sub-networks as bytes, 0 or 1; what lies outside of the mask is 0. Returns their sum.
+  // All loads of a thread are on their way before the first has come.
+  __device__ __forceinline__ uint32_t read(const Mask& mask, uint32_t (&words)[kRows][32]) const {
+    const uint8_t* next = mask.data + b * mask.S + s;
+    uint32_t counts = 0;
+    if (mask.in_words) {
+#pragma unroll
+      for (int row = 0; row < kRowsPerWarp; ++row, next += mask.S) {
+        uint32_t bytes = 0;
+        if (row < rows && columns > 0) bytes = *reinterpret_cast<const uint32_t*>(next);
+        bytes |= bytes >> 4 & 0x0f0f0f0fu;  // a bool may be any byte but 0
+        bytes |= bytes >> 2 & 0x03030303u;
+        bytes |= bytes >> 1;
+        counts += words[warp * kRowsPerWarp + row][lane] = bytes & 0x01010101u;
+      }
+    } else {
+#pragma unroll 1
+      for (int row = 0; row < kRowsPerWarp; ++row, next += mask.S) {
+        uint32_t bytes = 0;
+        for (int i = 0; i < 4; ++i)
+          if (row < rows && i < columns && next[i]) bytes |= 1u << (8 * i);
+        counts += words[warp * kRowsPerWarp + row][lane] = bytes;
+      }
+    }
+    return counts;
+  }
+
+ private:
+  __device__ __forceinline__ static int within(int64_t left, int most) {
+    return left < 0 ? 0 : left < most ? int(left) : most;
+  }
 };
 
 }  // namespace plan
 
 // column_counts[down, s] and row_counts[across, b]: the pairs of each tile by sub-network and by sample.
-// Machine code: no global atomics
+// Machine code: no global atomics, at most 32 registers
 __global__ void __launch_bounds__(plan::kThreads)
     plan_routes_count_kernel(plan::Mask mask, int64_t* __restrict__ column_counts, int64_t* __restrict__ row_counts) {
   using namespace plan;
+  ARTSY_SHARED(uint32_t, words, [kRows][32]);  // of the tile: each thread reads its own
   ARTSY_SHARED(uint32_t, of_warp, [kWarps][32]);
   const Tile tile(mask);
-  uint32_t counts = 0;
-  for (int64_t b = tile.b; b < tile.b + kRowsPerWarp; ++b) {
-    const uint32_t word = mask.word(b, tile.s);
-    counts += word;
+  of_warp[tile.warp][tile.lane] = tile.read(mask, words);
+  for (int row = 0; row < kRowsPerWarp; ++row) {
+    const uint32_t word = words[tile.warp * kRowsPerWarp + row][tile.lane];
     int in_row = 0;
     for (int i = 0; i < 4; ++i) in_row += __popc(__ballot_sync(0xffffffffu, byte_of(word, i)));
-    if (tile.lane == 0 && b < mask.B) row_counts[int64_t(tile.across) * mask.B + b] = in_row;
+    if (tile.lane == 0 && row < tile.rows) row_counts[int64_t(tile.across) * mask.B + tile.b + row] = in_row;
   }
-  of_warp[tile.warp][tile.lane] = counts;
   __syncthreads();
   const int column = int(threadIdx.x);
   const int64_t s = int64_t(tile.across) * kColumns + column;
@@ -90,20 +108,23 @@ __global__ void __launch_bounds__(plan::kThreads)
 }
 
 // Each of the `width` columns of counts [height, width] becomes the sum of the numbers above; totals take the whole.
-// Two tables in one launch: columns 0 to width are those of the first, the rest those of the second.
+// Two tables in one launch: the first blocks have the first one, the rest the second.
 struct PlanTable {
   int64_t *counts, *totals;
   int64_t height, width;
 };
 
-// Machine code: no global atomics
-__global__ void __launch_bounds__(plan::kThreads) plan_routes_scan_kernel(PlanTable first, PlanTable second) {
-  const int64_t i = int64_t(blockIdx.x) * plan::kThreads + threadIdx.x;
-  const bool is_first = i < first.width;
-  const int64_t column = is_first ? i : i - first.width, width = is_first ? first.width : second.width;
+// Machine code: no global atomics, at most 32 registers
+__global__ void __launch_bounds__(plan::kThreads)
+    plan_routes_scan_kernel(PlanTable first, PlanTable second, uint32_t blocks_of_first) {
+  const bool is_first = blockIdx.x < blocks_of_first;
+  const uint32_t block = is_first ? blockIdx.x : blockIdx.x - blocks_of_first;
+  const int64_t column = int64_t(block) * plan::kThreads + threadIdx.x;
+  const int64_t width = is_first ? first.width : second.width;
   if (column >= width) return;
   // Field by field: a reference to one of the two tables would put both into local memory.
   int64_t* next = (is_first ? first.counts : second.counts) + column;
+  int64_t* const total = (is_first ? first.totals : second.totals) + column;
   int64_t rows_below = is_first ? first.height : second.height, sum = 0;
   constexpr int kAtOnce = 4;  // loads on their way while the sum waits
 #pragma unroll 1
@@ -125,11 +146,11 @@ __global__ void __launch_bounds__(plan::kThreads) plan_routes_scan_kernel(PlanTa
     next += width;
     sum += count;
   }
-  (is_first ? first.totals : second.totals)[column] = sum;
+  *total = sum;
 }
 
 // Block 0 makes offsets [S+1] of the totals that stand in offsets[1:], block 1 sample_offsets [B+1].
-// Machine code: no global atomics
+// Machine code: no global atomics, at most 32 registers
 __global__ void __launch_bounds__(plan::kThreads)
     plan_routes_offsets_kernel(int64_t* __restrict__ offsets, int64_t S, int64_t* __restrict__ sample_offsets,
                                int64_t B, int64_t capacity, bool* __restrict__ overflow) {
@@ -169,22 +190,26 @@ __global__ void __launch_bounds__(plan::kThreads)
 
 // Puts every pair where it belongs. Pairs beyond the P there is room for are left out, and then order, which nobody may
 // use, is no more than a list of valid indices.
-// Machine code: no global atomics
+// Machine code: no global atomics, at most 32 registers
 __global__ void __launch_bounds__(plan::kThreads)
     plan_routes_scatter_kernel(plan::Mask mask, const int64_t* __restrict__ columns_above,
                                const int64_t* __restrict__ rows_left, const int64_t* __restrict__ offsets,
                                const int64_t* __restrict__ sample_offsets, int64_t P, int64_t* __restrict__ sample,
                                int64_t* __restrict__ subnetwork, int64_t* __restrict__ order) {
   using namespace plan;
+  ARTSY_SHARED(uint32_t, words, [kRows][32]);  // of the tile: each thread reads its own
   ARTSY_SHARED(uint32_t, of_warp, [kWarps][32]);
   ARTSY_SHARED(int64_t, first_pair, [kColumns]);  // of each sub-network in this tile
   const int64_t used = offsets[mask.S];
   const bool fits = used <= P;
+  const int64_t threads = int64_t(gridDim.x) * kThreads, me = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  for (int64_t p = (fits ? used : 0) + me; p < P; p += threads) {
+    order[p] = p;
+    if (p >= used) sample[p] = subnetwork[p] = 0;
+  }
 
   const Tile tile(mask);  // where the mask is empty, so is the tile, and the padding remains
-  uint32_t counts = 0;
-  for (int64_t b = tile.b; b < tile.b + kRowsPerWarp; ++b) counts += mask.word(b, tile.s);
-  of_warp[tile.warp][tile.lane] = counts;
+  of_warp[tile.warp][tile.lane] = tile.read(mask, words);
   const int64_t s = int64_t(tile.across) * kColumns + threadIdx.x;
   if (threadIdx.x < kColumns && s < mask.S && mask.B > 0)
     first_pair[threadIdx.x] = offsets[s] + columns_above[int64_t(tile.down) * mask.S + s];
@@ -193,8 +218,9 @@ __global__ void __launch_bounds__(plan::kThreads)
   uint32_t above = 0;  // pairs of my four sub-networks in the rows above, this tile's
   for (int warp = 0; warp < tile.warp; ++warp) above += of_warp[warp][tile.lane];
 #pragma unroll 1
-  for (int64_t b = tile.b; b < tile.b + kRowsPerWarp; ++b) {
-    const uint32_t word = mask.word(b, tile.s);
+  for (int row = 0; row < kRowsPerWarp; ++row) {
+    const int64_t b = tile.b + row;
+    const uint32_t word = words[tile.warp * kRowsPerWarp + row][tile.lane];
     int left = 0;  // pairs of this sample in the lanes before me, this tile's
     for (int i = 0; i < 4; ++i) left += __popc(__ballot_sync(0xffffffffu, byte_of(word, i)) & ((1u << tile.lane) - 1));
     if (word) {
@@ -211,12 +237,6 @@ __global__ void __launch_bounds__(plan::kThreads)
       }
     }
     above += word;
-  }
-
-  const int64_t threads = int64_t(gridDim.x) * kThreads, me = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  for (int64_t p = (fits ? used : 0) + me; p < P; p += threads) {
-    order[p] = p;
-    if (p >= used) sample[p] = subnetwork[p] = 0;
   }
 }
 
@@ -246,7 +266,10 @@ inline void plan_routes_count(const uint8_t* mask, int64_t B, int64_t S, int64_t
   if (tiles(B, S) > 0)
     ARTSY_LAUNCH(plan_routes_count_kernel, tiles(B, S), kThreads, 0, stream, mask_of(mask, B, S), columns.counts,
                  rows.counts);
-  if (B + S > 0) ARTSY_LAUNCH(plan_routes_scan_kernel, ceil_div(B + S, kThreads), kThreads, 0, stream, columns, rows);
+  const int64_t blocks_of_columns = ceil_div(S, kThreads), blocks_of_rows = ceil_div(B, kThreads);
+  if (blocks_of_columns + blocks_of_rows > 0)
+    ARTSY_LAUNCH(plan_routes_scan_kernel, blocks_of_columns + blocks_of_rows, kThreads, 0, stream, columns, rows,
+                 uint32_t(blocks_of_columns));
   ARTSY_LAUNCH(plan_routes_offsets_kernel, 2, kThreads, 0, stream, offsets, S, sample_offsets, B, capacity, overflow);
 }
 

@@ -17,8 +17,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 #include <source_location>
 #include <type_traits>
+#include <vector>
 
 #ifndef __x86_64__
 #error "the emulation switches between fibers in x86-64 assembly: no other processor is supported yet"
@@ -132,7 +134,10 @@ struct Machine {
 
 inline Machine machine;
 inline uint64_t seed = 0;
-inline void (*on_launch)(const char* kernel) = nullptr;  // told the name of every kernel that runs
+inline void (*on_launch)(const char* kernel, dim3 grid, dim3 block,
+                         size_t dynamic_bytes) = nullptr;  // told each launch
+// The blocks that run, of every launch that has them, where not all do; negative ones are counted from the last.
+inline std::vector<int64_t> only_blocks;
 
 // --- Diagnostics
 
@@ -583,8 +588,9 @@ ARTSY_RUNTIME bool release_barrier() {
   return true;
 }
 
-ARTSY_RUNTIME void run_block() {
+ARTSY_RUNTIME void run_block(int64_t b) {
   Machine& m = machine;
+  m.block_index = {unsigned(b % m.grid.x), unsigned(b / m.grid.x % m.grid.y), unsigned(b / m.grid.x / m.grid.y)};
   start_block();
   if (m.dynamic_bytes) m.dynamic = shared_array(&m.dynamic, m.dynamic_bytes, 8, Location::current()).data;
   do {
@@ -611,7 +617,7 @@ ARTSY_RUNTIME void run_block() {
 ARTSY_RUNTIME void run(const char* kernel, dim3 grid, dim3 block, size_t dynamic_bytes, void (*body)(const void*),
                        const void* arguments) {
   Machine& m = machine;
-  if (on_launch) on_launch(kernel);
+  if (on_launch) on_launch(kernel, grid, block, dynamic_bytes);
   m.kernel = kernel;
   m.body = body;
   m.arguments = arguments;
@@ -623,11 +629,14 @@ ARTSY_RUNTIME void run(const char* kernel, dim3 grid, dim3 block, size_t dynamic
   m.homes_used = m.arenas_used = 0;
   for (unsigned i = 0; i < m.threads; ++i) m.turn[i] = i;
   ARTSY_IF_TSAN(m.tsan = __tsan_get_current_fiber();)
-  const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
-  for (uint64_t i = 0; i < blocks; ++i) {
-    const uint64_t b = seed & 1 ? blocks - 1 - i : i;
-    m.block_index = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y), unsigned(b / grid.x / grid.y)};
-    run_block();
+  const int64_t blocks = int64_t(grid.x) * grid.y * grid.z;
+  if (only_blocks.empty()) {
+    for (int64_t i = 0; i < blocks; ++i) run_block(seed & 1 ? blocks - 1 - i : i);
+  } else {
+    std::set<int64_t> chosen;  // each once
+    for (const int64_t b : only_blocks)
+      if (-blocks <= b && b < blocks) chosen.insert(b < 0 ? blocks + b : b);
+    for (const int64_t b : chosen) run_block(b);
   }
   ARTSY_IF_TSAN(__tsan_acquire(&m.at_end);)
 }

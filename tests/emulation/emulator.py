@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -97,6 +98,13 @@ def _without_address_randomisation() -> list[str]:
     return command if is_allowed else []
 
 
+class Launch(NamedTuple):
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    dynamic_bytes: int = 0
+
+
 class Emulator:
     """One build of one program, running."""
 
@@ -105,6 +113,8 @@ class Emulator:
         self.executable = build(program, kind, folder, root)
         self.launched: set[str] = set()
         """The kernels that have run."""
+        self.launches: list[Launch] = []
+        """Those of the last call."""
         self._process: subprocess.Popen[bytes] | None = None
 
     def close(self) -> None:
@@ -155,7 +165,8 @@ class Emulator:
                     ctypes.memmove(tensor.data_ptr(), written[-1], size)
         except (BrokenPipeError, EOFError):
             raise self._death(name) from None
-        self.launched.update(re.findall(r"\w+_kernel", launched))
+        self.launches = [_launch(line) for line in launched.splitlines()]
+        self.launched.update(launch.kernel for launch in self.launches)
         if error:
             raise EmulationError(f"{self.kind} build, {name}: {error}")
         return result, *written
@@ -191,6 +202,13 @@ class Emulator:
         self.close()
         lines = [line for line in message.splitlines() if not OUR_FRAME.match(line)]
         return EmulationError("\n".join([f"{self.kind} build, {name}, exit status {status}:", *lines]))
+
+
+def _launch(line: str) -> Launch:
+    name, *fields = line.split("\t")
+    numbers = [int(field) for field in fields]
+    kernel = re.search(r"\w+_kernel", name)  # without template arguments; a lambda of the tests has a name of its own
+    return Launch(kernel[0] if kernel else name, tuple(numbers[:3]), tuple(numbers[3:6]), numbers[6])
 
 
 def _text(text: str) -> bytes:

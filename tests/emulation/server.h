@@ -104,7 +104,7 @@ struct Export {
   Export(const char* name, Function function) { functions()[name] = function; }
 };
 
-inline std::string launched;  // the kernels of this call
+inline std::string launched;  // the launches of this call: kernel, blocks, threads, bytes of dynamic shared memory
 
 // Without a sanitizer an access far outside is a signal: say whose.
 inline void report_segmentation_fault() {
@@ -125,10 +125,17 @@ inline void report_segmentation_fault() {
 
 inline int run() {
   report_segmentation_fault();
-  artsy::emulation::on_launch = [](const char* kernel) { (launched += kernel) += '\n'; };
+  artsy::emulation::on_launch = [](const char* kernel, dim3 grid, dim3 block, size_t dynamic_bytes) {
+    launched += kernel;
+    for (const size_t number : {size_t(grid.x), size_t(grid.y), size_t(grid.z), size_t(block.x), size_t(block.y),
+                                size_t(block.z), dynamic_bytes})
+      (launched += '\t') += std::to_string(number);
+    launched += '\n';
+  };
   for (;;) {
     const auto function = functions().find(read_text());
     artsy::emulation::seed = read<uint64_t>();
+    artsy::emulation::only_blocks.clear();
     launched.clear();
     std::string error;
     Call call;

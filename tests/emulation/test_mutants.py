@@ -43,8 +43,7 @@ HISTOGRAM, PRODUCT, ROTATE, SEGMENTS = (
 MUTANTS = [
     Mutant(
         "missing barrier", PLAN,
-        "  of_warp[tile.warp][tile.lane] = counts;\n  __syncthreads();\n  const int column",
-        "  of_warp[tile.warp][tile.lane] = counts;\n  const int column",
+        "  __syncthreads();\n  const int column", "  const int column",
         "thread", "data race", "sum += of_warp[warp][column / 4];",
     ),
     Mutant(
@@ -83,7 +82,7 @@ MUTANTS = [
     Mutant(
         "words read from odd addresses", PLAN,
         "S % 4 == 0 && reinterpret_cast<uintptr_t>(data) % 4 == 0", "true",
-        "address", "misaligned address", "*reinterpret_cast<const uint32_t*>(row + s);",
+        "address", "misaligned address", "*reinterpret_cast<const uint32_t*>(next);",
     ),
     Mutant(
         "vectors read from odd addresses", COMBINE,

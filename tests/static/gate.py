@@ -41,6 +41,7 @@ PROMISES = {  # instructions on NVIDIA's and AMD's GPUs, or wider; None where an
 PROHIBITIONS = {
     "no global atomics": (r"(ATOM|ATOMG|RED|REDG)\b.*", r"(global|buffer|flat)_atomic_\w+"),
 }
+REGISTERS = r"at most (\d+) registers"
 
 
 class GateError(Exception):
@@ -295,7 +296,7 @@ def uses_local_memory(kernel: Kernel) -> bool:
 
 
 def broken_promises(kernel: Kernel, promises: Iterable[str]) -> list[str]:
-    """Which of the words in PROMISES and PROHIBITIONS the machine code does not keep."""
+    """Which of PROMISES, PROHIBITIONS and REGISTERS the machine code does not keep."""
     is_amd = kernel.key.architecture in AMD
     broken = []
     for promise in promises:
@@ -304,8 +305,10 @@ def broken_promises(kernel: Kernel, promises: Iterable[str]) -> list[str]:
             kept = pattern is None or _matching(pattern, kernel.opcodes)
         elif promise in PROHIBITIONS:
             kept = not _matching(PROHIBITIONS[promise][is_amd], kernel.opcodes)
+        elif limit := re.fullmatch(REGISTERS, promise):
+            kept = kernel.needs.registers <= int(limit[1])
         else:
-            known = ", ".join([*PROMISES, *PROHIBITIONS])
+            known = ", ".join([*PROMISES, *PROHIBITIONS, "at most N registers"])
             raise GateError(f"{kernel.key.kernel}: a promise must be one of {known}, got {promise!r}")
         if not kept:
             broken.append(f"{kernel.key.kernel} on {kernel.key.architecture}: {promise}")
