@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -238,6 +238,10 @@ def load_module(path: Path) -> ModuleType:
 @functools.cache
 def triton_kernels(source: Path, architecture: str) -> list[Kernel]:
     """Compiles every variant that the file lists."""
+    return [triton_kernel(source, variant, architecture) for variant in load_module(source).VARIANTS]
+
+
+def triton_kernel(source: Path, variant: Any, architecture: str) -> Kernel:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -246,22 +250,19 @@ def triton_kernels(source: Path, architecture: str) -> list[Kernel]:
         target = GPUTarget("hip", architecture, 64)
     else:
         target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
-    kernels = []
-    for variant in load_module(source).VARIANTS:
-        names = variant.kernel.arg_names
-        code = ASTSource(
-            variant.kernel,
-            {name: variant.signature.get(name, "constexpr") for name in names},
-            {(names.index(name),): value for name, value in variant.constants.items()},
-            {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
-        )
-        options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-        compiled = triton.compile(code, target=target, options=options)
-        shown = ", ".join([*variant.signature.values(), *(f"{k}={v}" for k, v in variant.constants.items())])
-        key = Key(f"triton {triton.__version__}", _relative(source), f"{compiled.metadata.name}<{shown}>", architecture)
-        needs, opcodes = _of_amd(compiled) if architecture in AMD else _of_nvidia(compiled)
-        kernels.append(Kernel(key, needs, opcodes, variant.promises))
-    return kernels
+    names = variant.kernel.arg_names
+    code = ASTSource(
+        variant.kernel,
+        {name: variant.signature.get(name, "constexpr") for name in names},
+        {(names.index(name),): value for name, value in variant.constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
+    )
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    compiled = triton.compile(code, target=target, options=options)
+    shown = ", ".join([*variant.signature.values(), *(f"{k}={v}" for k, v in variant.constants.items())])
+    key = Key(f"triton {triton.__version__}", _relative(source), f"{compiled.metadata.name}<{shown}>", architecture)
+    needs, opcodes = _of_amd(compiled) if architecture in AMD else _of_nvidia(compiled)
+    return Kernel(key, needs, opcodes, variant.promises)
 
 
 def _of_nvidia(compiled: object) -> tuple[Needs, frozenset[str]]:

@@ -91,6 +91,17 @@ def test_triton_kernels(source: Path, architecture: str) -> None:
     assert held_to_budget(kernels) == []
 
 
+@pytest.mark.parametrize("source", gate.triton_sources(), ids=lambda source: source.parent.name)
+def test_triton_kernels_take_sizes_of_1(source: Path) -> None:
+    # Triton makes a constant of such an argument, which has no methods.
+    pytest.importorskip("triton")
+    for variant in gate.load_module(source).VARIANTS:
+        tensors = {name: kind for name, kind in variant.signature.items() if kind.startswith("*")}
+        ones = {name: 1 for name in variant.signature if name not in tensors}
+        few = variant._replace(signature=tensors, constants=variant.constants | ones, aligned=tuple(tensors))
+        assert not gate.uses_local_memory(gate.triton_kernel(source, few, "sm_90"))
+
+
 def test_the_budget_names_nothing_that_is_gone() -> None:
     files = {str(path.relative_to(gate.ROOT)) for path in (*gate.cuda_sources(), *gate.triton_sources())}
     budget = gate.read_budget()

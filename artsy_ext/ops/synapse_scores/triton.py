@@ -74,7 +74,7 @@ def synapse_scores_grad_weights_kernel(
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """grad_down [U, D], grad_down_bias [U] and, of every tile of features by itself, grad_up [tiles, U]; or None."""
-    U = S.to(tl.int64) * R
+    U = tl.cast(S, tl.int64) * R
     tiles = tl.cdiv(U, BM)
     tile = tl.program_id(0) // tiles
     u = (tl.program_id(0) % tiles).to(tl.int64) * BM + tl.arange(0, BM)
