@@ -420,6 +420,116 @@ def test_compile_a_training_step() -> None:
     assert_same_bits(torch.autograd.grad(compiled(*arguments), arguments), expected)
 
 
+# On a GPU. Products have tiles of 64 rows by 64 neurons and take 16 of the other side's at a time.
+
+
+def assert_equals_the_definition_on_a_gpu(problem: Problem, seed: int, gpu: str) -> None:
+    dtype = problem.weight.dtype
+    if dtype == torch.float32 and math.isfinite(problem.rule.w_max):
+        problem.rule = replace(problem.rule, w_min=-9.0, w_max=9.0)  # as in single precision above
+    expected = gradients(reference.stdp, problem.to(torch.float64, "cpu"), seed)
+    if any(bool((e.abs() > 1e3).any()) for e in expected.values()):
+        return
+    found = gradients(ops.stdp, problem.to(dtype, gpu), seed)
+    actual = {name: found[name].to("cpu", e.dtype) for name, e in expected.items()}
+    assert_gradients_agree(actual, expected, 1e-11 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes",  # within a tile; over the edges of all; several stretches of steps; many samples
+    [(6, 3, 2, 5, 7), (5, 2, 2, 69, 133), (23, 2, 2, 6, 9), (3, 70, 2, 18, 20)],
+    ids=str,
+)
+def test_random_rules_on_a_gpu(sizes: tuple[int, int, int, int, int], gpu: str) -> None:
+    count = 12 if sizes[3] < 10 else 4
+    for seed in range(count):
+        dtype = (torch.float32, torch.float64)[seed % 2]
+        problem = random_problem(10 * sum(sizes) + seed, sizes, (0.02, 0.2, 0.7, 1.0)[seed % 4], dtype)
+        assert_equals_the_definition_on_a_gpu(problem, seed, gpu)
+
+
+STEPWISE = {
+    "clamp": STDPRule(0.8, 0.7, clamp="step", w_min=-0.5, w_max=0.5, weight_decay=0.1),
+    "soft": STDPRule(0.8, 0.7, dependence="soft", w_min=-2.0, w_max=2.0, evaluate="step", clamp="end"),
+    "soft once": STDPRule(0.8, 0.7, dependence="soft", w_min=-2.0, w_max=2.0, clamp="step"),
+    "eligibility": STDPRule(0.8, 0.7, dependence="proportional", evaluate="step", eligibility=0.5),
+}
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+@pytest.mark.parametrize("sizes", [(3, 1, 9, 60, 64), (3, 1, 1, 300, 148)], ids=["sub-networks", "neurons"])
+def test_more_weights_than_are_taken_at_a_time_on_a_gpu(name: str, sizes: tuple[int, ...], gpu: str) -> None:
+    """Some sub-networks at a time, or some neurons of one."""
+    T, B, S, J, I = sizes
+    problem = Problem(
+        torch.randn(S, J, I) / 3,
+        (torch.rand(T, B, I) < 0.3).float(),
+        (torch.rand(T, B, S, J) < 0.3).float(),
+        STEPWISE[name],
+        {"traces": None, "modulation": torch.rand(T, B), "mask": None},
+    )
+    differentiable, leaves = with_leaves(problem)
+    expected, found = (
+        torch.autograd.grad(run(op, differentiable)[0].square().sum(), list(leaves.values()))
+        for op in (reference.stdp, ops.stdp)
+    )
+    assert_gradients_agree(dict(zip(leaves, found, strict=True)), dict(zip(leaves, expected, strict=True)), 1e-5)
+
+
+@pytest.mark.parametrize("empty", range(5))
+def test_empty_on_a_gpu(empty: int, gpu: str) -> None:
+    sizes = [4, 3, 2, 3, 5]
+    sizes[empty] = 0
+    for seed in range(10):
+        problem = random_problem(seed, (sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]), 0.3, torch.float64)
+        assert_equals_the_definition_on_a_gpu(problem, seed, gpu)
+
+
+def test_subsets_and_layouts_have_the_same_bits_on_a_gpu(gpu: str) -> None:
+    for seed in range(8):
+        problem = random_problem(seed, (5, 3, 2, 11, 20), 0.3, torch.float32).to(torch.float32, gpu)
+        results = torch.ops.artsy.stdp(*flat(problem), **problem.rule.flatten())
+        grads, possible = arriving(list(results), seed), differentiable_arguments(problem)
+        everything = backward(problem, grads, possible)
+        assert_same_bits(backward(problem, grads, possible, ("transposed", "sliced")[seed % 2]), everything)
+        of = dict(zip([k for k in range(12) if possible[k]], everything, strict=True))
+        for subset in (seed % 12, 10, 3):
+            needs = [k == subset and possible[k] for k in range(12)]
+            assert_same_bits(backward(problem, grads, needs), [of[k] for k in range(12) if needs[k]])
+
+
+def test_weights_that_nobody_uses_have_no_part_in_it_on_a_gpu(gpu: str) -> None:
+    rule = STDPRule(0.5, 0.5, a_plus=1e38, dependence="proportional", evaluate="step")
+    pre = torch.rand(9, 2, 3, device=gpu).requires_grad_()
+    post = torch.ones(9, 2, 1, 4, device=gpu)
+    weight, traces = ops.stdp(torch.ones(1, 4, 3, device=gpu), pre, post, rule)
+    assert not weight.isfinite().all()
+    (found,) = torch.autograd.grad(traces.pre.sum(), pre)
+    (expected,) = torch.autograd.grad(reference.stdp(weight, pre, post, rule)[1].pre.sum(), pre)
+    assert torch.equal(found, expected)
+
+
+def test_consolidated_weights_have_the_same_gradients_on_a_gpu(gpu: str) -> None:
+    problem, leaves = with_leaves(random_problem(2, (5, 3, 2, 11, 20), 0.3, torch.float32).to(torch.float32, gpu))
+    functional = torch.rand_like(problem.weight) < 0.5
+    weight, _ = run(ops.stdp, problem)
+    consolidated, *_ = ops.stdp_consolidate(
+        problem.weight, functional, problem.pre, problem.post, problem.rule, 0.4, 0.2, **problem.keywords
+    )
+    found, expected = (
+        torch.autograd.grad(w.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        for w in (consolidated, weight)
+    )
+    assert_same_bits(found, expected)
+
+
+def test_opcheck_on_a_gpu(gpu: str) -> None:
+    problem = random_problem(3, (4, 2, 2, 3, 5), 0.3, torch.float32).to(torch.float32, gpu)
+    results = torch.ops.artsy.stdp(*flat(problem), **problem.rule.flatten())
+    keywords = problem.rule.flatten() | {"needs": differentiable_arguments(problem)}
+    torch.library.opcheck(torch.ops.artsy.stdp_backward.default, (arriving(list(results), 1), *flat(problem)), keywords)
+
+
 PEAK = """
 import ctypes, sys, torch
 from artsy_ext.ops import STDPRule, Triplet, reference, stdp
