@@ -5,7 +5,7 @@
 
 The weights are random: they do not change the time. EASE's passes are alike, so one is timed and counts S times; they
 share the patch embedding. *routed* is the pass over the pairs; *whole* is everything that an answer takes: E0's pass,
-the synapses and the prototypes too. With f functional sub-networks per sample, work alone would make them S/f and
+the synapses and the Gaussians too. With f functional sub-networks per sample, work alone would make them S/f and
 S/(1+f) times as fast as EASE.
 """
 
@@ -20,7 +20,7 @@ import torch
 from interleave import compare
 from torch import Tensor, nn
 
-from artsy_ext.nn import ArtsyNetwork, PrototypeHead, RoutedViT, STDPSynapses, SubNetworkBank, Whitening
+from artsy_ext.nn import Answer, ArtsyNetwork, RoutedViT, STDPSynapses, SubNetworkBank, Whitening
 from artsy_ext.ops import plan_routes
 
 CLASSES_PER_TASK = 5
@@ -34,15 +34,18 @@ def build(backbone: nn.Module, S: int, rank: int) -> ArtsyNetwork:
     bank = SubNetworkBank(vit.depth, D, rank=rank, num_subnetworks=S).requires_grad_(False)
     for adapters in bank.adapters:
         adapters.up.normal_(std=0.1)
-    head = PrototypeHead(torch.zeros(D))
-    head.base_prototypes, head.prototypes = torch.randn(C, D), torch.randn(S, C, D)
-    head.weight = torch.eye(S).repeat_interleave(CLASSES_PER_TASK, 1)
+    answer = Answer(D, base_statistics="low-rank")
+    for t in range(S):
+        labels = torch.arange(t * CLASSES_PER_TASK, (t + 1) * CLASSES_PER_TASK).repeat_interleave(8)
+        z = torch.randn(len(labels), D)
+        classes = range(t * CLASSES_PER_TASK, (t + 1) * CLASSES_PER_TASK)
+        answer.add_task(z, [torch.randn(len(labels), D) for _ in range(t + 1)], labels, classes)
     synapses = STDPSynapses(D, on=0.5, off=0.1)
     synapses.weight = torch.rand(S, CLASSES_PER_TASK, 2 * D + 1)
     synapses.functional = synapses.weight > 0.3
     synapses.unit_class = torch.arange(C).view(S, CLASSES_PER_TASK)
     synapses.thresholds = torch.zeros(S)
-    return ArtsyNetwork(vit, bank, Whitening(torch.zeros(D), torch.eye(D)), synapses, head).eval()
+    return ArtsyNetwork(vit, bank, Whitening(torch.zeros(D), torch.eye(D)), synapses, answer).eval()
 
 
 def functional(B: int, S: int, f: float) -> Tensor:

@@ -20,8 +20,9 @@ from artsy_ext.data import Stream, Task
 from artsy_ext.learner import metrics
 from artsy_ext.learner.classifier import ArtsyClassifier
 from artsy_ext.learner.config import LearnerConfig
+from artsy_ext.learner.context import Batch, Method, Prediction, SeedContext
 from artsy_ext.learner.features import Features
-from artsy_ext.learner.methods import METHODS, Batch, Method, Prediction, SeedContext
+from artsy_ext.learner.methods import METHODS
 from artsy_ext.learner.progress import Progress
 from artsy_ext.learner.results import aggregate, build_results
 from artsy_ext.learner.training import images_per_batch

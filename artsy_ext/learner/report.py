@@ -56,9 +56,15 @@ Results = Mapping[str, Any]
 _STYLES: dict[str, dict[str, Any]] = {
     "finetune": {"color": "#999999", "linestyle": "-", "marker": "v"},
     "random": {"color": "#999999", "linestyle": ":", "marker": "X"},
+    "shuffled": {"color": "#999999", "linestyle": "--", "marker": "x"},
     "simplecil": {"color": "#56B4E9", "linestyle": "-", "marker": "s"},
     "ease": {"color": "#0072B2", "linestyle": "-", "marker": "D"},
     "lda": {"color": "#009E73", "linestyle": "-", "marker": "^"},
+    "qda": {"color": "#009E73", "linestyle": "--", "marker": "<"},
+    "ranpac": {"color": "#009E73", "linestyle": ":", "marker": ">"},
+    "aper": {"color": "#56B4E9", "linestyle": "--", "marker": "p"},
+    "first-session": {"color": "#0072B2", "linestyle": "--", "marker": "d"},
+    "first-session-matched": {"color": "#0072B2", "linestyle": ":", "marker": "d"},
     "synapses": {"color": "#CC79A7", "linestyle": "-", "marker": "P"},
     "artsy": {"color": "#D55E00", "linestyle": "-", "marker": "o", "linewidth": 3.0, "zorder": 5},
     "artsy-mlp": {"color": "#E69F00", "linestyle": "--", "marker": "o", "zorder": 4},
@@ -101,8 +107,9 @@ def print_table(results: Results, console: Console) -> None:
     for name, cells in rows.items():
         table.add_row(name, *cells, style="bold" if name == "artsy" else None)
     console.print(table)
+    width = max(map(len, methods)) + 2
     for name, method in methods.items():
-        console.print(f"{name:<11}{method['summary']}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{name:<{width}}{method['summary']}", highlight=False, markup=False, soft_wrap=True)
     console.print(LEGEND, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -1,10 +1,9 @@
 """ArtsyNetwork: E0, the sub-networks, their synapses and the answer, put together for inference."""
 
-import torch
 from torch import Tensor, nn
 
+from artsy_ext.nn.answer import Answer
 from artsy_ext.nn.bank import SubNetworkBank
-from artsy_ext.nn.head import PrototypeHead
 from artsy_ext.nn.statistics import Whitening
 from artsy_ext.nn.synapses import SynapseBank
 from artsy_ext.nn.vit import FirstBlock, RoutedViT
@@ -17,19 +16,19 @@ class ArtsyNetwork(nn.Module):
     Args:
         vit: E0.
         bank: S sub-networks.
-        whitening: from E0's features to what the synapses read.
+        whitening: from features, E0's and the sub-networks', to what synapses and answer read.
         synapses: one for each sub-network.
-        head: prototypes of all classes.
+        decision: the answer, from Gaussians of all classes.
     """
 
     def __init__(
-        self, vit: RoutedViT, bank: SubNetworkBank, whitening: Whitening, synapses: SynapseBank, head: PrototypeHead
+        self, vit: RoutedViT, bank: SubNetworkBank, whitening: Whitening, synapses: SynapseBank, decision: Answer
     ) -> None:
         super().__init__()
-        self.vit, self.bank, self.whitening, self.synapses, self.head = vit, bank, whitening, synapses, head
+        self.vit, self.bank, self.whitening, self.synapses, self.decision = vit, bank, whitening, synapses, decision
 
     def forward(self, images: Tensor, *, mask: Tensor | None = None, capacity: int | None = None) -> Tensor:
-        """[B, channels, height, width] -> logits [B, C].
+        """[B, channels, height, width] -> log-probabilities [B, C].
 
         Args:
             images: as the backbone takes them.
@@ -37,8 +36,8 @@ class ArtsyNetwork(nn.Module):
             capacity: room for so many functional pairs, for static shapes; see `artsy_ext.ops.plan_routes`.
 
         Returns:
-            Sum of two cosines, in [−2, 2]; −inf for classes of silent sub-networks. A sample without a functional
-            sub-network (`fallback="none"`) is answered by E0's prototypes alone.
+            As `Answer`: −inf for classes of silent sub-networks. A sample without a functional sub-network
+            (`fallback="none"`) is answered by E0's Gaussians alone.
         """
         first, h0 = self.base(images)
         if mask is None:
@@ -52,14 +51,13 @@ class ArtsyNetwork(nn.Module):
 
     def functional(self, h0: Tensor) -> Tensor:
         """[B, D] -> [B, S] bool: the sub-networks that the synapses make functional."""
-        return self.synapses.mask(self.whitening(h0))
+        return self.synapses.mask(self.whitening(h0), self.decision.base)
 
     def answer(self, tokens: Tensor | FirstBlock, h0: Tensor, mask: Tensor, *, capacity: int | None = None) -> Tensor:
-        """Logits [B, C], running the sub-networks in mask [B, S] on what `base` or `RoutedViT.embed` gave."""
+        """As `forward`, running the sub-networks in mask [B, S] on what `base` or `RoutedViT.embed` gave."""
         routes = plan_routes(mask, capacity=capacity)
         features = self.vit.subnetwork_features(tokens, self.bank, routes)
-        logits = self.head(features, routes, h0)
-        return torch.where(mask.any(1, keepdim=True), logits, self.head.base_logits(h0))
+        return self.decision(self.whitening(features), routes, self.whitening(h0), mask)
 
     def synapse_mask(self, images: Tensor) -> Tensor:
         """[B, channels, height, width] -> [B, S] bool: the functional sub-networks."""
