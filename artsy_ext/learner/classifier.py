@@ -1,7 +1,6 @@
 """ArtsyClassifier: the continual learner as an estimator. fit_task, predict, save, load."""
 
 import copy
-import hashlib
 import json
 import os
 import time
@@ -16,21 +15,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from artsy_ext.data import Images
-from artsy_ext.learner._files import foreign, replacing
+from artsy_ext.learner._files import checksum, foreign, replacing, sha256
 from artsy_ext.learner.config import LearnerConfig
 from artsy_ext.learner.progress import Progress
-from artsy_ext.learner.training import (
-    every_subnetwork,
-    generator,
-    images_per_batch,
-    new_bank,
-    own_features,
-    train_subnetwork,
-)
+from artsy_ext.learner.training import generator, images_per_batch, new_bank, own_features, train_subnetwork
 from artsy_ext.nn import (
     SYNAPSES,
-    Answer,
     ArtsyNetwork,
+    ClassStatistics,
+    PrototypeHead,
     RoutedViT,
     SubNetworkBank,
     SynapseBank,
@@ -41,7 +34,7 @@ from artsy_ext.nn import (
 # Trains a task's sub-network, or brings one trained before, with the seconds that its training took.
 SubNetworkTrainer = Callable[[Dataset[tuple[Tensor, ...]], Tensor, int], tuple[SubNetworkBank, float]]
 
-_FORMAT = 2  # 1: prototypes instead of Gaussians
+_FORMAT = 1
 _FILES = ("model.json", "model.safetensors")
 
 
@@ -79,8 +72,8 @@ class _SilenceWatch:
 class ArtsyClassifier:
     """Learns task after task, and keeps no image of any.
 
-    Sub-networks stay as they were when their task was learned. While a later task's images are at hand, they pass
-    through every older sub-network, too, which so learns what is not its own; synapses and thresholds learn on.
+    Sub-networks, prototypes and statistics stay as they were when their task was learned; synapses and thresholds learn
+    on, so that they tell new tasks from old ones.
 
     Args:
         backbone: E0, a pre-trained timm ViT; it is frozen.
@@ -97,11 +90,10 @@ class ArtsyClassifier:
         task_of_class_: [C] the task of each of them.
         class_names_: [C] what people call them; None unless somebody sets it. Saved.
         network_: the `ArtsyNetwork`, from the first task on.
+        statistics_: the `ClassStatistics` that are kept of the tasks.
         silence_: for each task that was learned, what share of the synapses was silent; empty where they never are. Not
             saved.
-        seconds_: training time so far: E0's "features", "subnetworks", "statistics" of the new task in E0's space and
-            its own, "negatives" (the new task's passes through older sub-networks, and its statistics there) and
-            "synapses". Not saved.
+        seconds_: training time so far: E0's "features", "subnetworks", "prototypes" and "synapses". Not saved.
     """
 
     def __init__(
@@ -125,9 +117,9 @@ class ArtsyClassifier:
         self.task_of_class_: list[int] = []
         self.class_names_: list[str] | None = None
         self.network_: ArtsyNetwork | None = None
+        self.statistics_: ClassStatistics
         self.silence_: list[Silence] = []
-        names = ("features", "subnetworks", "statistics", "negatives", "synapses")
-        self.seconds_ = dict.fromkeys(names, 0.0)
+        self.seconds_ = {"features": 0.0, "subnetworks": 0.0, "prototypes": 0.0, "synapses": 0.0}
         D = self.vit.dim
         if statistics is not None and [list(s.shape) for s in statistics] != [[D], [D, D]]:
             raise ValueError(
@@ -143,7 +135,7 @@ class ArtsyClassifier:
         return self.task_of_class_[-1] + 1 if self.task_of_class_ else 0
 
     def fit_task(self, dataset: Dataset[tuple[Tensor, ...]], *, features: Tensor | None = None) -> "ArtsyClassifier":
-        """Learns the next task: a new sub-network, its synapse, and the Gaussians of its classes.
+        """Learns the next task: a new sub-network, its synapse, and the prototypes of its classes.
 
         Args:
             dataset: (image [channels, height, width], label) pairs; its labels must be new.
@@ -183,30 +175,24 @@ class ArtsyClassifier:
             seconds["features"] += time.perf_counter() - start
         h0 = features.to(self.vit.device)
 
-        if self.network_ is None:
-            network = self._new_network(h0, y)
-        else:  # a copy, so that a failure on the way leaves what was learned before
-            network = copy.deepcopy(self.network_, {id(self.vit): self.vit})
-
         start = time.perf_counter()
-        older = []
-        if self.config.real_negatives:
-            older = [network.whitening(f) for f in self._of_subnetworks(dataset, network.bank)]
-        seconds["negatives"] += time.perf_counter() - start
+        own = self._features(dataset, lambda x: own_features(self.vit, subnetwork, x))
+        if self.network_ is None:
+            network, statistics = self._new_network(h0, y)
+        else:  # copies, so that a failure on the way leaves what was learned before
+            network, statistics = copy.deepcopy((self.network_, self.statistics_), {id(self.vit): self.vit})
+        network.bank.append(subnetwork)
+        network.head.add_task(h0, own, y, classes)
+        seconds["prototypes"] += time.perf_counter() - start
+
         start = time.perf_counter()
         z = network.whitening(h0)
-        own = network.whitening(self._features(dataset, lambda x: own_features(self.vit, subnetwork, x)))
-        network.bank.append(subnetwork)
-        network.decision.add_task(z, [*older, own], y, classes)
-        seconds["statistics"] += time.perf_counter() - start
-
-        start = time.perf_counter()
-        random = generator(self.seed, f"synapses {self.synapse}", task)
+        statistics.add_task(z, y, classes)
         watch = _SilenceWatch(network.synapses, self.progress)
-        network.synapses.fit_task(z, y, network.decision.base, random, watch.track)
+        network.synapses.fit_task(z, y, statistics, generator(self.seed, f"synapses {self.synapse}", task), watch.track)
         seconds["synapses"] += time.perf_counter() - start
 
-        self.network_, self.seconds_ = network, seconds
+        self.network_, self.statistics_, self.seconds_ = network, statistics, seconds
         self.silence_ = self.silence_ + watch.found()
         self.classes_ = self.classes_ + names.tolist()
         self.task_of_class_ = self.task_of_class_ + [task] * len(names)
@@ -214,7 +200,7 @@ class ArtsyClassifier:
 
     @torch.no_grad()
     def decision_function(self, images: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Log-probabilities [B, C], columns as `classes_`, of images; arguments as in `ArtsyNetwork`."""
+        """[B, channels, height, width] -> logits [B, C], columns as `classes_`; mask as in `ArtsyNetwork`."""
         mask = None if mask is None else mask.to(self.vit.device)
         return self._fitted()(images.to(self.vit.device), mask=mask)
 
@@ -224,12 +210,12 @@ class ArtsyClassifier:
         return torch.tensor(self.classes_, device=logits.device)[logits.argmax(1)]
 
     def predict_proba(self, images: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Probabilities [B, C], columns as `classes_`, of images; arguments as in `ArtsyNetwork`.
+        """[B, channels, height, width] -> [B, C]: softmax of the logits at the training head's scale.
 
-        Classes of silent sub-networks have probability 0, unless no sub-network is functional: then E0's Gaussians
+        Classes of silent sub-networks have probability 0, unless no sub-network is functional: then E0's prototypes
         alone answer, for all classes.
         """
-        return self.decision_function(images, mask=mask).exp()
+        return self._probabilities(self.decision_function(images, mask=mask))
 
     @torch.no_grad()
     def predict_with_mask(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,7 +223,7 @@ class ArtsyClassifier:
         network = self._fitted()
         first, h0 = network.base(images.to(self.vit.device))
         mask = network.functional(h0)
-        return network.answer(first, h0, mask).exp(), mask
+        return self._probabilities(network.answer(first, h0, mask)), mask
 
     @torch.no_grad()
     def synapse_mask(self, images: Tensor) -> Tensor:
@@ -259,8 +245,13 @@ class ArtsyClassifier:
         others = foreign(path, _FILES) if path.exists() else []
         if others:
             raise FileExistsError(f"save: {path} must be a checkpoint or empty to be replaced, but holds {others[0]}")
-        state = network.state_dict()
-        tensors = {key: value.contiguous() for key, value in state.items() if not key.startswith("vit.")}
+        modules = {"network": network, "statistics": self.statistics_}
+        tensors = {
+            f"{name}.{key}": value.contiguous()
+            for name, module in modules.items()
+            for key, value in module.state_dict().items()
+            if not key.startswith("vit.")
+        }
         facts = {
             "format": _FORMAT,
             "synapse": self.synapse,
@@ -273,8 +264,8 @@ class ArtsyClassifier:
         }
         with replacing(path) as folder:
             safetensors.torch.save_file(tensors, folder / "model.safetensors")
-            facts["weights"] = _sha256((folder / "model.safetensors").read_bytes())
-            facts["checksum"] = _checksum(facts)
+            facts["weights"] = sha256((folder / "model.safetensors").read_bytes())
+            facts["checksum"] = checksum(facts)
             (folder / "model.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -285,7 +276,7 @@ class ArtsyClassifier:
 
         Raises:
             FileNotFoundError: there is no checkpoint.
-            ValueError: there is something else, or the checkpoint is damaged, has another format or is for another
+            ValueError: there is something else, or the checkpoint is damaged, has a newer format or is for another
                 backbone.
         """
         path = Path(path)
@@ -295,9 +286,11 @@ class ArtsyClassifier:
             raise ValueError(f"load: {path / 'model.json'} is damaged: {error}") from None
         if not isinstance(facts, dict) or not isinstance(facts.get("format"), int):
             raise ValueError(f"load: {path} holds no checkpoint of this package")
-        if facts["format"] != _FORMAT:
-            raise ValueError(f"load: {path} has format {facts['format']}, this version of artsy_ext reads {_FORMAT}")
-        if facts.get("checksum") != _checksum(facts):
+        if facts["format"] > _FORMAT:
+            raise ValueError(
+                f"load: {path} has format {facts['format']}, this version of artsy_ext reads up to {_FORMAT}"
+            )
+        if facts.get("checksum") != checksum(facts):
             raise ValueError(f"load: {path / 'model.json'} is damaged: its checksum does not match")
         classifier = cls(
             backbone, synapse=facts["synapse"], config=LearnerConfig(**facts["config"]), seed=facts["seed"]
@@ -310,39 +303,39 @@ class ArtsyClassifier:
             )
         D = classifier.vit.dim
         classifier._whitening = classifier._new_whitening(torch.zeros(D), torch.eye(D))
-        network = classifier._new_network(torch.empty(0, D), torch.empty(0))
+        network, statistics = classifier._new_network(torch.empty(0, D), torch.empty(0))
         try:
             weights = (path / "model.safetensors").read_bytes()
         except FileNotFoundError:
             raise FileNotFoundError(f"load: {path} is not complete: there is no model.safetensors") from None
-        if _sha256(weights) != facts["weights"]:
+        if sha256(weights) != facts["weights"]:
             raise ValueError(f"load: {path / 'model.safetensors'} is damaged: its checksum does not match")
         device = classifier.vit.device
-        state = {key: value.to(device) for key, value in safetensors.torch.load(weights).items()}
+        tensors = {key: value.to(device) for key, value in safetensors.torch.load(weights).items()}
+        state = {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
         state |= {f"vit.{key}": value for key, value in classifier.vit.state_dict().items()}
         network.load_state_dict(state)
-        classifier.network_ = network.requires_grad_(False)
+        network.requires_grad_(False)
+        statistics.load_state_dict(
+            {key.removeprefix("statistics."): value for key, value in tensors.items() if key.startswith("statistics.")}
+        )
+        classifier.network_, classifier.statistics_ = network, statistics
         classifier.classes_, classifier.task_of_class_ = facts["classes"], facts["task_of_class"]
         classifier.class_names_ = facts["class_names"]
         return classifier
 
-    def _new_network(self, h0: Tensor, y: Tensor) -> ArtsyNetwork:
+    def _new_network(self, h0: Tensor, y: Tensor) -> tuple[ArtsyNetwork, ClassStatistics]:
         whitening = self._whitening
         if whitening is None:
             whitening = self._new_whitening(h0.mean(0), within_class_covariance(h0, y))
-        c = self.config
-        decision = Answer(
-            self.vit.dim,
-            statistics=c.statistics,
-            base_statistics=c.base_statistics,
-            rank=c.statistics_rank,
-            shrinkage=c.covariance_shrinkage,
-            temperature=c.temperature,
-            base_features=c.base_features,
-            negatives=c.real_negatives,
+        network = ArtsyNetwork(
+            self.vit,
+            new_bank(self.vit, self.config, 0),
+            whitening,
+            self._new_synapses(),
+            PrototypeHead(whitening.mean),
         )
-        bank = new_bank(self.vit, self.config, 0)
-        return ArtsyNetwork(self.vit, bank, whitening, self._new_synapses(), decision).to(self.vit.device)
+        return network.to(self.vit.device), ClassStatistics(self.vit.dim).to(self.vit.device)
 
     def _new_whitening(self, mean: Tensor, within_covariance: Tensor) -> Whitening:
         return Whitening(mean, within_covariance, self.config.whitening_shrinkage).to(self.vit.device)
@@ -350,15 +343,10 @@ class ArtsyClassifier:
     def _new_synapses(self) -> SynapseBank:
         c = self.config
         options: dict[str, Any] = {
-            "evidence": c.gate_evidence,
-            "temperature": c.temperature,
             "quantile": c.quantile,
-            "highest_threshold": c.highest_threshold,
             "fallback": c.fallback,
             "held_out": c.held_out,
             "calibration_samples": c.calibration_samples,
-            "recalibrate": c.recalibrate,
-            "pseudo_negatives": c.pseudo_negatives,
         }
         if self.synapse == "stdp":
             options |= {"steps": c.stdp_steps, "rate": c.stdp_rate, "epochs": c.stdp_epochs}
@@ -386,29 +374,14 @@ class ArtsyClassifier:
     def _features(self, dataset: Dataset[tuple[Tensor, ...]], features: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.cat([features(x.to(self.vit.device)) for x, _ in self._batches(dataset)])
 
-    def _of_subnetworks(self, dataset: Dataset[tuple[Tensor, ...]], bank: SubNetworkBank) -> list[Tensor]:
-        """[n, D] of the images, from each sub-network of a bank."""
-        S = bank.num_subnetworks
-        if not S:
-            return []
-        features = self._features(dataset, lambda x: every_subnetwork(self.vit, bank, x))
-        return list(features.unbind(1))
-
     def _batches(self, dataset: Dataset[tuple[Tensor, ...]]) -> DataLoader[tuple[Tensor, ...]]:
         # With a generator of its own it does not draw from PyTorch's random state.
         return DataLoader(dataset, images_per_batch(self.vit), generator=torch.Generator())
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return (self.config.head_scale * logits).softmax(1)
 
     def _fitted(self) -> ArtsyNetwork:
         if self.network_ is None:
             raise RuntimeError("ArtsyClassifier: no task has been learned; call fit_task first")
         return self.network_
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _checksum(facts: dict[str, Any]) -> str:
-    """Of everything in model.json but itself."""
-    others = {name: value for name, value in facts.items() if name != "checksum"}
-    return _sha256(json.dumps(others, sort_keys=True).encode())

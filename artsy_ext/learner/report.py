@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from artsy_ext.learner._files import foreign, replacing
+from artsy_ext.learner.journal import UNFINISHED, is_unfinished
 from artsy_ext.learner.results import SCHEMA_VERSION, to_json
 
 __all__ = [
@@ -56,15 +57,9 @@ Results = Mapping[str, Any]
 _STYLES: dict[str, dict[str, Any]] = {
     "finetune": {"color": "#999999", "linestyle": "-", "marker": "v"},
     "random": {"color": "#999999", "linestyle": ":", "marker": "X"},
-    "shuffled": {"color": "#999999", "linestyle": "--", "marker": "x"},
     "simplecil": {"color": "#56B4E9", "linestyle": "-", "marker": "s"},
     "ease": {"color": "#0072B2", "linestyle": "-", "marker": "D"},
     "lda": {"color": "#009E73", "linestyle": "-", "marker": "^"},
-    "qda": {"color": "#009E73", "linestyle": "--", "marker": "<"},
-    "ranpac": {"color": "#009E73", "linestyle": ":", "marker": ">"},
-    "aper": {"color": "#56B4E9", "linestyle": "--", "marker": "p"},
-    "first-session": {"color": "#0072B2", "linestyle": "--", "marker": "d"},
-    "first-session-matched": {"color": "#0072B2", "linestyle": ":", "marker": "d"},
     "synapses": {"color": "#CC79A7", "linestyle": "-", "marker": "P"},
     "artsy": {"color": "#D55E00", "linestyle": "-", "marker": "o", "linewidth": 3.0, "zorder": 5},
     "artsy-mlp": {"color": "#E69F00", "linestyle": "--", "marker": "o", "zorder": 4},
@@ -82,7 +77,7 @@ CHECKPOINT = "checkpoint"
 CONFIG = "config.toml"
 LEGEND = "funct.: functional sub-networks per sample; kept: statistics of the data"
 _PICTURES = ("accuracy", "matrix", "synapses", "silence", "weights", "spikes")
-_FILES = ("results.json", CONFIG, CHECKPOINT, *(f"{name}.png" for name in _PICTURES))
+_FILES = ("results.json", CONFIG, CHECKPOINT, UNFINISHED, *(f"{name}.png" for name in _PICTURES))
 DPI = 160
 # Silent synapses of the adult mouse's cortex, %: about 25 of 2,234 synapses lack AMPA receptors, and about 30 of all
 # dendritic protrusions are filopodia, which carry such synapses (Vardalaki, Chung & Harnett, Nature 612:323, 2022).
@@ -107,9 +102,8 @@ def print_table(results: Results, console: Console) -> None:
     for name, cells in rows.items():
         table.add_row(name, *cells, style="bold" if name == "artsy" else None)
     console.print(table)
-    width = max(map(len, methods)) + 2
     for name, method in methods.items():
-        console.print(f"{name:<{width}}{method['summary']}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{name:<11}{method['summary']}", highlight=False, markup=False, soft_wrap=True)
     console.print(LEGEND, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -210,16 +204,17 @@ def read_results(folder: Path) -> dict[str, Any]:
     return content
 
 
-def check_output(output: Path, overwrite: bool = False) -> None:
+def check_output(output: Path, overwrite: bool = False, resume: bool = False) -> None:
     """Find out, before anything is computed, whether `write_run` may write to `output`.
 
     Args:
         output: a folder to be made or replaced.
-        overwrite: allow a folder that holds an earlier run.
+        overwrite: allow a folder that holds an earlier run, finished or not.
+        resume: likewise.
 
     Raises:
         FileExistsError: if `output` is a file, the current folder, or a folder that is not empty, unless it is an
-            earlier run's and `overwrite` is set.
+            earlier run's and `overwrite` or `resume` is set.
         NotADirectoryError: if something above `output` is no folder.
         PermissionError: if the folder above can't be written to.
     """
@@ -234,9 +229,12 @@ def check_output(output: Path, overwrite: bool = False) -> None:
         if not output.is_dir():
             raise FileExistsError(f"output: {output} is a file, expected a folder")
         if any(output.iterdir()):
-            if not _is_run(output):
+            unfinished = is_unfinished(output)
+            if not _is_run(output) and not unfinished:
                 raise FileExistsError(f"output: {output} is not empty and holds no run that could be replaced")
-            if not overwrite:
+            if unfinished and not (overwrite or resume):
+                raise FileExistsError(f"output: {output} holds an unfinished run, which goes on only by resuming it")
+            if not (overwrite or resume):
                 raise FileExistsError(f"output: {output} holds an earlier run, which is replaced only by overwriting")
             others = foreign(output, _FILES)
             if others:
