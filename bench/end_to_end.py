@@ -1,11 +1,11 @@
 """Inference with S sub-networks: one pass over the functional pairs beside EASE's S passes over the batch.
 
-    python bench/end_to_end.py                                  # ViT-S and ViT-B, on one thread
-    python bench/end_to_end.py --models vit_small_patch16_224 --rounds 5
+    python -m bench.end_to_end                                  # ViT-S and ViT-B, on one thread
+    python -m bench.end_to_end --models vit_small_patch16_224 --rounds 5
 
 The weights are random: they do not change the time. EASE's passes are alike, so one is timed and counts S times; they
 share the patch embedding. *routed* is the pass over the pairs; *whole* is everything that an answer takes: E0's pass,
-the synapses and the Gaussians too. With f functional sub-networks per sample, work alone would make them S/f and
+the synapses and the prototypes too. With f functional sub-networks per sample, work alone would make them S/f and
 S/(1+f) times as fast as EASE.
 """
 
@@ -17,11 +17,11 @@ from typing import Any
 
 import timm
 import torch
-from interleave import compare
 from torch import Tensor, nn
 
-from artsy_ext.nn import Answer, ArtsyNetwork, RoutedViT, STDPSynapses, SubNetworkBank, Whitening
+from artsy_ext.nn import ArtsyNetwork, PrototypeHead, RoutedViT, STDPSynapses, SubNetworkBank, Whitening
 from artsy_ext.ops import plan_routes
+from bench.interleave import compare
 
 CLASSES_PER_TASK = 5
 
@@ -34,18 +34,15 @@ def build(backbone: nn.Module, S: int, rank: int) -> ArtsyNetwork:
     bank = SubNetworkBank(vit.depth, D, rank=rank, num_subnetworks=S).requires_grad_(False)
     for adapters in bank.adapters:
         adapters.up.normal_(std=0.1)
-    answer = Answer(D, base_statistics="low-rank")
-    for t in range(S):
-        labels = torch.arange(t * CLASSES_PER_TASK, (t + 1) * CLASSES_PER_TASK).repeat_interleave(8)
-        z = torch.randn(len(labels), D)
-        classes = range(t * CLASSES_PER_TASK, (t + 1) * CLASSES_PER_TASK)
-        answer.add_task(z, [torch.randn(len(labels), D) for _ in range(t + 1)], labels, classes)
+    head = PrototypeHead(torch.zeros(D))
+    head.base_prototypes, head.prototypes = torch.randn(C, D), torch.randn(S, C, D)
+    head.weight = torch.eye(S).repeat_interleave(CLASSES_PER_TASK, 1)
     synapses = STDPSynapses(D, on=0.5, off=0.1)
     synapses.weight = torch.rand(S, CLASSES_PER_TASK, 2 * D + 1)
     synapses.functional = synapses.weight > 0.3
     synapses.unit_class = torch.arange(C).view(S, CLASSES_PER_TASK)
     synapses.thresholds = torch.zeros(S)
-    return ArtsyNetwork(vit, bank, Whitening(torch.zeros(D), torch.eye(D)), synapses, answer).eval()
+    return ArtsyNetwork(vit, bank, Whitening(torch.zeros(D), torch.eye(D)), synapses, head).eval()
 
 
 def functional(B: int, S: int, f: float) -> Tensor:
@@ -121,8 +118,8 @@ def measure(name: str, backbone: nn.Module, *, B: int, S: int, rank: int, means:
 
         peers = {"pass": lambda: ease_pass(network, tokens, 0), "whole": lambda m=mask: whole(network, images, m)}
         found = compare(routed, peers, rounds=rounds, seconds=0)
-        speedup = S / found.ratios["pass"].cpu
-        answer = S * found.peers["pass"].cpu / found.peers["whole"].cpu
+        speedup = S / found.ratios["pass"].busy.median
+        answer = S * found.busy["pass"].median / found.busy["whole"].median
         with adapter_seconds(network) as spent:
             before = time.process_time()
             routed()
