@@ -28,8 +28,8 @@ test: $(VENV)/.dev ## install into .venv and run the tests
 lint: $(VENV)/.dev ## ruff, clang-format and mypy over the tree
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files
 
-bench: $(VENV)/.dev ## the ops beside their peers; BENCH_ARGS="--quick" for the headline cases
-	$(BIN)/artsy bench --overwrite $(BENCH_ARGS)
+bench: $(VENV)/.dev ## the op benchmarks
+	$(BIN)/pytest $(filter-out %/conftest.py,$(wildcard bench/ops/*.py))
 
 budget: $(VENV)/.dev ## write down what the GPU kernels need, after a change of one
 	$(BIN)/python tests/static/gate.py

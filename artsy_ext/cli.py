@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -215,19 +214,6 @@ def commands() -> click.Group:
         _compare(first, second, as_json)
 
     @artsy.command()
-    @click.argument("ops", nargs=-1, metavar="[OP]...")
-    @click.option("--quick", is_flag=True, help="The headline cases alone, without peers that have to be compiled.")
-    @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, metavar="N")
-    @output(Path("artsy-bench"))
-    @overwrite
-    def bench(ops: tuple[str, ...], quick: bool, threads: int, output: Path, overwrite: bool) -> None:
-        """Measure the ops beside their peers: from a checkout, whose tests are asked first. By default all ops.
-
-        CPU time, in interleaved rounds of one process; writes results.json, results.csv, table.md and pictures.
-        """
-        _bench(ops, output, overwrite, quick=quick, threads=threads)
-
-    @artsy.command()
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     def info(as_json: bool) -> None:
         """Show versions, devices, and which optional packages are missing."""
@@ -426,23 +412,6 @@ def _compare(first: Path, second: Path, as_json: bool) -> None:
         print(to_json(comparison))
     else:
         print_comparison(comparison, Console(width=_width()))
-
-
-def _bench(ops: Sequence[str], output: Path, overwrite: bool, **options: Any) -> None:
-    import click
-
-    root = Path(__file__).parents[1]
-    if not (root / "bench" / "run.py").is_file():
-        raise click.UsageError(
-            "bench: expected a checkout, which has the benchmarks and the tests, got an installed package; "
-            "clone the source and pip install --no-build-isolation -e '.[test]' there"
-        )
-    sys.path.insert(0, str(root))
-    runner = import_module("bench.run")
-    try:
-        runner.main(ops, output, overwrite=overwrite, **options)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
 
 
 def _width() -> int | None:

@@ -1,7 +1,7 @@
 """Inference with S sub-networks: one pass over the functional pairs beside EASE's S passes over the batch.
 
-    python -m bench.end_to_end                                  # ViT-S and ViT-B, on one thread
-    python -m bench.end_to_end --models vit_small_patch16_224 --rounds 5
+    python bench/end_to_end.py                                  # ViT-S and ViT-B, on one thread
+    python bench/end_to_end.py --models vit_small_patch16_224 --rounds 5
 
 The weights are random: they do not change the time. EASE's passes are alike, so one is timed and counts S times; they
 share the patch embedding. *routed* is the pass over the pairs; *whole* is everything that an answer takes: E0's pass,
@@ -17,11 +17,11 @@ from typing import Any
 
 import timm
 import torch
+from interleave import compare
 from torch import Tensor, nn
 
 from artsy_ext.nn import ArtsyNetwork, PrototypeHead, RoutedViT, STDPSynapses, SubNetworkBank, Whitening
 from artsy_ext.ops import plan_routes
-from bench.interleave import compare
 
 CLASSES_PER_TASK = 5
 
@@ -118,8 +118,8 @@ def measure(name: str, backbone: nn.Module, *, B: int, S: int, rank: int, means:
 
         peers = {"pass": lambda: ease_pass(network, tokens, 0), "whole": lambda m=mask: whole(network, images, m)}
         found = compare(routed, peers, rounds=rounds, seconds=0)
-        speedup = S / found.ratios["pass"].busy.median
-        answer = S * found.busy["pass"].median / found.busy["whole"].median
+        speedup = S / found.ratios["pass"].cpu
+        answer = S * found.peers["pass"].cpu / found.peers["whole"].cpu
         with adapter_seconds(network) as spent:
             before = time.process_time()
             routed()

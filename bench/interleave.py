@@ -6,75 +6,56 @@ candidate, in changing order; the ratio is taken within the round, and the media
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-Call = Callable[[], object]
-
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call. busy: CPU time of all threads; wall: what a clock on the wall shows."""
+    """Seconds per call: medians over the rounds."""
 
-    busy: float
+    cpu: float
     wall: float
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Over the rounds: the median, and the 20 % and 80 % quantiles."""
+class Ratio:
+    """Ours over a peer, below 1 where ours is faster: median, and the 20 % and 80 % quantiles over the rounds."""
 
-    median: float
+    cpu: float
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Ours over a peer, below 1 where ours is faster."""
-
-    busy: Spread
     wall: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """busy and wall: seconds per call, of ours (under "") and of each peer; ratios: of ours over each peer."""
-
-    busy: dict[str, Spread]
-    wall: dict[str, float]
+    ours: Timing
+    peers: dict[str, Timing]
     ratios: dict[str, Ratio]
 
     @property
     def best(self) -> str:
-        """The peer that keeps the processor busy for the least time."""
-        return min(self.ratios, key=lambda name: self.busy[name].median)
-
-
-def cpu_time(call: Call, calls: int) -> Timing:
-    """CPU time is that of all threads of this process: the work done, also where a neighbour holds the cores. Wall time
-    stands beside it, because more threads shorten it while they add work.
-    """
-    _settle()
-    wall, busy = time.perf_counter(), time.process_time()
-    for _ in range(calls):
-        call()
-    return Timing((time.process_time() - busy) / calls, (time.perf_counter() - wall) / calls)
+        """The peer that takes the least CPU time."""
+        return min(self.peers, key=lambda name: self.peers[name].cpu)
 
 
 def compare(
-    ours: Call,
-    peers: Mapping[str, Call],
+    ours: Callable[[], object],
+    peers: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 31,
     seconds: float = 0.005,
-    timer: Callable[[Call, int], Timing] = cpu_time,
 ) -> Comparison:
-    """Times ours and its peers in `rounds` rounds of about `seconds` for each."""
+    """Times ours and its peers in `rounds` rounds of about `seconds` of CPU time for each.
+
+    CPU time is that of all threads of this process: the work done, also where a neighbour holds the cores. Wall time
+    stands beside it, because more threads shorten it while they add work.
+    """
     candidates = {"": ours, **peers}
-    calls = {name: _calls_in(call, seconds, timer) for name, call in candidates.items()}
+    calls = {name: _calls_in(call, seconds) for name, call in candidates.items()}
     found: dict[str, list[Timing]] = {name: [] for name in candidates}
     names = list(candidates)
     with _no_collection():
@@ -82,23 +63,27 @@ def compare(
             # Rotated, so that nobody always follows the same neighbour; every second round backwards.
             order = names[turn % len(names) :] + names[: turn % len(names)]
             for name in order if turn % 2 else reversed(order):
-                found[name].append(timer(candidates[name], calls[name]))
+                found[name].append(_time(candidates[name], calls[name]))
+    timings = {name: Timing(median(t.cpu for t in ts), median(t.wall for t in ts)) for name, ts in found.items()}
     return Comparison(
-        busy={name: spread([t.busy for t in timings]) for name, timings in found.items()},
-        wall={name: median(t.wall for t in timings) for name, timings in found.items()},
+        ours=timings[""],
+        peers={name: timings[name] for name in peers},
         ratios={name: _ratio(found[""], found[name]) for name in peers},
     )
 
 
-def spread(values: Sequence[float]) -> Spread:
-    low, *_, high = quantiles(values, n=5) if len(values) > 1 else [*values] * 2
-    return Spread(median(values), low, high)
+def _time(call: Callable[[], object], calls: int) -> Timing:
+    _settle()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(calls):
+        call()
+    return Timing((time.process_time() - cpu) / calls, (time.perf_counter() - wall) / calls)
 
 
-def _calls_in(call: Call, seconds: float, timer: Callable[[Call, int], Timing]) -> int:
+def _calls_in(call: Callable[[], object], seconds: float) -> int:
     """How many calls fill a round; warms up on the way."""
     calls = 1
-    while (taken := timer(call, calls).busy * calls) < seconds / 2:
+    while (taken := _time(call, calls).cpu * calls) < seconds / 2:
         calls = max(2 * calls, int(calls * seconds / max(taken, 1e-6) / 2))
     return max(1, round(calls * seconds / max(taken, 1e-9)))
 
@@ -113,8 +98,10 @@ def _settle() -> None:
 
 
 def _ratio(ours: list[Timing], peer: list[Timing]) -> Ratio:
-    busy = [a.busy / b.busy for a, b in zip(ours, peer, strict=True)]
-    return Ratio(spread(busy), median(a.wall / b.wall for a, b in zip(ours, peer, strict=True)))
+    cpu = [a.cpu / b.cpu for a, b in zip(ours, peer, strict=True)]
+    wall = [a.wall / b.wall for a, b in zip(ours, peer, strict=True)]
+    low, *_, high = quantiles(cpu, n=5) if len(cpu) > 1 else cpu * 2
+    return Ratio(median(cpu), low, high, median(wall))
 
 
 @contextmanager
@@ -130,16 +117,15 @@ def _no_collection() -> Iterator[None]:
 
 def table(comparisons: Mapping[str, Comparison]) -> str:
     """One line per case: times in µs, ours over the best peer, and the ratios to the others behind it."""
-    width = max(44, *(len(case) for case in comparisons))
     lines = [
-        f"{'':{width}} {'ours':>9} {'best peer':>9}   {'CPU time: ours / peer':24} {'wall':>6}   peer",
-        f"{'':{width}} {'µs CPU':>9} {'µs CPU':>9}   {'median [20 %, 80 %]':24} {'ratio':>6}",
+        f"{'':44} {'ours':>9} {'best peer':>9}   {'CPU time: ours / peer':24} {'wall':>6}   peer",
+        f"{'':44} {'µs CPU':>9} {'µs CPU':>9}   {'median [20 %, 80 %]':24} {'ratio':>6}",
     ]
     for case, comparison in comparisons.items():
         peer, ratio = comparison.best, comparison.ratios[comparison.best]
-        shown = f"{ratio.busy.median:.3f} [{ratio.busy.low:.3f}, {ratio.busy.high:.3f}]"
-        ours, theirs = comparison.busy[""].median * 1e6, comparison.busy[peer].median * 1e6
-        others = "; ".join(f"{r.busy.median:.3f} {name}" for name, r in comparison.ratios.items() if name != peer)
-        line = f"{case:{width}} {ours:9.1f} {theirs:9.1f}   {shown:24} {ratio.wall:6.3f}   {peer}"
+        spread = f"{ratio.cpu:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+        ours, theirs = comparison.ours.cpu * 1e6, comparison.peers[peer].cpu * 1e6
+        others = "; ".join(f"{r.cpu:.3f} {name}" for name, r in comparison.ratios.items() if name != peer)
+        line = f"{case:44} {ours:9.1f} {theirs:9.1f}   {spread:24} {ratio.wall:6.3f}   {peer}"
         lines.append(f"{line} ({others})" if others else line)
     return "\n".join(lines)

@@ -64,8 +64,11 @@ def steps(device: str, select: str | None) -> Iterator[Step]:
             # An allocator that hands out parts of what it holds would hide an access beyond a tensor's end.
             {**on_device, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )
+    bench = [
+        str(path.relative_to(ROOT)) for path in sorted((ROOT / "bench/ops").glob("*.py")) if path.stem != "conftest"
+    ]
     untimed = ["--benchmark-disable"] if device == "emulated" else []
-    yield Step("benchmarks", [*pytest, *untimed, *chosen, "bench/ops"], no_pytest or _needs("pytest_benchmark"))
+    yield Step("benchmarks", [*pytest, *untimed, *chosen, *bench], no_pytest or _needs("pytest_benchmark"))
     yield Step("static", [*pytest, *parallel, *chosen, "tests/static"], no_pytest)
     yield Step("interpreted", [*pytest, *chosen, "tests/interpreted"], no_pytest or _needs("triton"))
     others = ["tests/build", "tests/nn", "tests/learner", "tests/cli", "tests/emulation"]

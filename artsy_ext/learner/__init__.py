@@ -3,10 +3,9 @@
 from artsy_ext.learner.backbones import Backbone, open_backbone
 from artsy_ext.learner.classifier import ArtsyClassifier
 from artsy_ext.learner.config import LearnerConfig, RunConfig
-from artsy_ext.learner.context import Batch, Prediction, SeedContext
 from artsy_ext.learner.experiment import ExperimentResult, run_experiment
 from artsy_ext.learner.features import Features
-from artsy_ext.learner.methods import METHODS
+from artsy_ext.learner.methods import METHODS, Batch, Prediction, SeedContext
 from artsy_ext.learner.run import FinishedRun, Run
 
 __all__ = [

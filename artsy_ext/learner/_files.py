@@ -1,14 +1,10 @@
 """Folders and files that are written beside and renamed, so that a failure leaves what was there."""
 
-import fcntl
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
 def foreign(path: Path, known: Collection[str]) -> list[str]:
@@ -45,32 +41,3 @@ def replacing_file(path: Path) -> Iterator[Path]:
         new = Path(beside, path.name)
         yield new
         os.replace(new, path)
-
-
-def sha256(content: bytes) -> str:
-    """Of bytes, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def checksum(facts: dict[str, Any]) -> str:
-    """Of everything that a JSON object says but its own "checksum"."""
-    others = {name: value for name, value in facts.items() if name != "checksum"}
-    return sha256(json.dumps(others, sort_keys=True).encode())
-
-
-@contextmanager
-def locked(folder: Path, argument: str) -> Iterator[None]:
-    """Holds a folder, so that no other process that asks can hold it; one that is killed lets go of it.
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"{argument}: {folder} is in use by another process") from None
-        yield
-    finally:
-        os.close(descriptor)

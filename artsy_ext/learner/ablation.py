@@ -18,9 +18,9 @@ from artsy_ext.info import versions
 from artsy_ext.learner._files import replacing_file
 from artsy_ext.learner.ablation_report import csv_text, figure
 from artsy_ext.learner.config import SUBNETWORK_SETTINGS, LearnerConfig, RunConfig, read_toml
-from artsy_ext.learner.context import SeedContext
 from artsy_ext.learner.experiment import measure
 from artsy_ext.learner.features import Features
+from artsy_ext.learner.methods import SeedContext
 from artsy_ext.learner.progress import Progress
 from artsy_ext.learner.report import CONFIG, DPI, check_output
 from artsy_ext.learner.results import aggregate, build_results, metric, to_json
@@ -57,10 +57,7 @@ class Row:
 BASE = Row("artsy", "as it is")
 ROWS = (
     Row("synapse kind", "two layers, by gradient descent", method="artsy-mlp"),
-    *(
-        Row("threshold quantile", f"q = {q:g}", {"quantile": q, "highest_threshold": 1.0})
-        for q in (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
-    ),
+    *(Row("threshold quantile", f"q = {q:g}", {"quantile": q}) for q in (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)),
     Row("silent synapses", "none: all transmit", {"consolidate": False}),
     *(
         Row(
@@ -70,13 +67,6 @@ ROWS = (
         )
         for on, off in ((0.06, 0.04), (0.12, 0.08), (0.24, 0.16), (0.36, 0.24), (0.48, 0.32), (0.72, 0.48))
     ),
-    Row("thresholds", "older ones stay: no recalibration", {"recalibrate": False, "highest_threshold": 1.0}),
-    Row("gate", "the synapses alone: without E0's Gaussians", {"gate_evidence": False}),
-    Row("gate", "no pseudo-negatives", {"pseudo_negatives": False}),
-    Row("answer", "no real negatives", {"real_negatives": False}),
-    Row("answer", "without E0's features", {"base_features": False}),
-    *(Row("statistics", kind, {"statistics": kind}) for kind in ("full", "shared", "diagonal")),
-    Row("sub-networks", "none run: Gaussians of E0's features answer", method="qda"),
     Row("sub-networks", "none run: synapses' units answer", method="synapses"),
     Row("sub-networks", "random ones, as many", method="random"),
     Row("sub-networks", "the true one, told", method="oracle"),

@@ -1,6 +1,7 @@
 """ArtsyClassifier: the continual learner as an estimator. fit_task, predict, save, load."""
 
 import copy
+import hashlib
 import json
 import os
 import time
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from artsy_ext.data import Images
-from artsy_ext.learner._files import checksum, foreign, replacing, sha256
+from artsy_ext.learner._files import foreign, replacing
 from artsy_ext.learner.config import LearnerConfig
 from artsy_ext.learner.progress import Progress
 from artsy_ext.learner.training import generator, images_per_batch, new_bank, own_features, train_subnetwork
@@ -264,8 +265,8 @@ class ArtsyClassifier:
         }
         with replacing(path) as folder:
             safetensors.torch.save_file(tensors, folder / "model.safetensors")
-            facts["weights"] = sha256((folder / "model.safetensors").read_bytes())
-            facts["checksum"] = checksum(facts)
+            facts["weights"] = _sha256((folder / "model.safetensors").read_bytes())
+            facts["checksum"] = _checksum(facts)
             (folder / "model.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -290,7 +291,7 @@ class ArtsyClassifier:
             raise ValueError(
                 f"load: {path} has format {facts['format']}, this version of artsy_ext reads up to {_FORMAT}"
             )
-        if facts.get("checksum") != checksum(facts):
+        if facts.get("checksum") != _checksum(facts):
             raise ValueError(f"load: {path / 'model.json'} is damaged: its checksum does not match")
         classifier = cls(
             backbone, synapse=facts["synapse"], config=LearnerConfig(**facts["config"]), seed=facts["seed"]
@@ -308,7 +309,7 @@ class ArtsyClassifier:
             weights = (path / "model.safetensors").read_bytes()
         except FileNotFoundError:
             raise FileNotFoundError(f"load: {path} is not complete: there is no model.safetensors") from None
-        if sha256(weights) != facts["weights"]:
+        if _sha256(weights) != facts["weights"]:
             raise ValueError(f"load: {path / 'model.safetensors'} is damaged: its checksum does not match")
         device = classifier.vit.device
         tensors = {key: value.to(device) for key, value in safetensors.torch.load(weights).items()}
@@ -385,3 +386,13 @@ class ArtsyClassifier:
         if self.network_ is None:
             raise RuntimeError("ArtsyClassifier: no task has been learned; call fit_task first")
         return self.network_
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _checksum(facts: dict[str, Any]) -> str:
+    """Of everything in model.json but itself."""
+    others = {name: value for name, value in facts.items() if name != "checksum"}
+    return _sha256(json.dumps(others, sort_keys=True).encode())

@@ -21,7 +21,6 @@ from artsy_ext.learner import metrics
 from artsy_ext.learner.classifier import ArtsyClassifier
 from artsy_ext.learner.config import LearnerConfig
 from artsy_ext.learner.features import Features
-from artsy_ext.learner.journal import Journal
 from artsy_ext.learner.methods import METHODS, Batch, Method, Prediction, SeedContext
 from artsy_ext.learner.progress import Progress
 from artsy_ext.learner.results import aggregate, build_results
@@ -70,7 +69,6 @@ def run_experiment(
     progress: Progress,
     *,
     arguments: Mapping[str, Any] | None = None,
-    journal: Journal | None = None,
 ) -> ExperimentResult:
     """Fit every method on the stream of every seed and measure it.
 
@@ -88,7 +86,6 @@ def run_experiment(
         config: settings of the methods.
         progress: where bars are shown.
         arguments: what else was asked for, noted in the results beside the configuration.
-        journal: of an unfinished run of the same, which goes on; it is kept up to date.
 
     Raises:
         ValueError: for an unknown method, and if there is no method or no seed.
@@ -99,30 +96,20 @@ def run_experiment(
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     classifier: ArtsyClassifier | None = None
     for seed in progress.track(seeds, "seeds"):
-        found = journal.measured(seed) if journal else None
-        if found is None:
-            data = build_stream(seed).hold(track=progress.track)
-            subnetworks = journal.subnetworks(seed, features.vit, config) if journal else None
-            context = SeedContext(data, features, statistics, config, seed, progress, subnetworks=subnetworks)
-            found = {"stream": data.name, "methods": measure(context, names)}
-            if classifier is None and "artsy" in names:
-                classifier = context.classifier("stdp")
-                classifier.class_names_ = list(data.class_names)
-                if journal:
-                    journal.keep_classifier(classifier)
-            if journal:
-                journal.keep_measured(seed, found)
-            # The images of this seed need not wait in memory for those of the next; the classifier kept is not their
-            # owner.
-            context.release()
-            del context, data
-        elif classifier is None and journal:
-            classifier = journal.classifier(features.vit)
-        for name in names:
-            measured[name].append(found["methods"][name])
+        data = build_stream(seed).hold(track=progress.track)
+        context = SeedContext(data, features, statistics, config, seed, progress)
+        for name, measurement in measure(context, names).items():
+            measured[name].append(measurement)
+        if classifier is None and "artsy" in names:
+            classifier = context.classifier("stdp")
+            classifier.class_names_ = list(data.class_names)
+        name = data.name
+        # The images of this seed need not wait in memory for those of the next; the classifier kept is not their owner.
+        context.release()
+        del context, data
 
     results = build_results(
-        found["stream"],
+        name,
         seeds,
         {**(arguments or {}), "config": asdict(config)},
         {name: {"summary": METHODS[name].summary, **aggregate(measured[name])} for name in names},

@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 from artsy_ext.learner._files import foreign, replacing
-from artsy_ext.learner.journal import UNFINISHED, is_unfinished
 from artsy_ext.learner.results import SCHEMA_VERSION, to_json
 
 __all__ = [
@@ -77,7 +76,7 @@ CHECKPOINT = "checkpoint"
 CONFIG = "config.toml"
 LEGEND = "funct.: functional sub-networks per sample; kept: statistics of the data"
 _PICTURES = ("accuracy", "matrix", "synapses", "silence", "weights", "spikes")
-_FILES = ("results.json", CONFIG, CHECKPOINT, UNFINISHED, *(f"{name}.png" for name in _PICTURES))
+_FILES = ("results.json", CONFIG, CHECKPOINT, *(f"{name}.png" for name in _PICTURES))
 DPI = 160
 # Silent synapses of the adult mouse's cortex, %: about 25 of 2,234 synapses lack AMPA receptors, and about 30 of all
 # dendritic protrusions are filopodia, which carry such synapses (Vardalaki, Chung & Harnett, Nature 612:323, 2022).
@@ -204,17 +203,16 @@ def read_results(folder: Path) -> dict[str, Any]:
     return content
 
 
-def check_output(output: Path, overwrite: bool = False, resume: bool = False) -> None:
+def check_output(output: Path, overwrite: bool = False) -> None:
     """Find out, before anything is computed, whether `write_run` may write to `output`.
 
     Args:
         output: a folder to be made or replaced.
-        overwrite: allow a folder that holds an earlier run, finished or not.
-        resume: likewise.
+        overwrite: allow a folder that holds an earlier run.
 
     Raises:
         FileExistsError: if `output` is a file, the current folder, or a folder that is not empty, unless it is an
-            earlier run's and `overwrite` or `resume` is set.
+            earlier run's and `overwrite` is set.
         NotADirectoryError: if something above `output` is no folder.
         PermissionError: if the folder above can't be written to.
     """
@@ -229,12 +227,9 @@ def check_output(output: Path, overwrite: bool = False, resume: bool = False) ->
         if not output.is_dir():
             raise FileExistsError(f"output: {output} is a file, expected a folder")
         if any(output.iterdir()):
-            unfinished = is_unfinished(output)
-            if not _is_run(output) and not unfinished:
+            if not _is_run(output):
                 raise FileExistsError(f"output: {output} is not empty and holds no run that could be replaced")
-            if unfinished and not (overwrite or resume):
-                raise FileExistsError(f"output: {output} holds an unfinished run, which goes on only by resuming it")
-            if not (overwrite or resume):
+            if not overwrite:
                 raise FileExistsError(f"output: {output} holds an earlier run, which is replaced only by overwriting")
             others = foreign(output, _FILES)
             if others:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,6 @@ class Run:
         config: what to do.
         output: the folder to write.
         overwrite: replace an earlier run there.
-        resume: go on with an unfinished run of the same configuration there; what is finished stays as it is.
         cache_dir: where E0's features are kept; None keeps them in memory.
         progress: where bars are shown.
 
@@ -87,20 +86,14 @@ class Run:
         output: Path,
         *,
         overwrite: bool = False,
-        resume: bool = False,
         cache_dir: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        if overwrite and resume:
-            raise ValueError("resume: expected without overwrite, which begins anew")
-        self.output, self.overwrite, self.resume, self.cache_dir = output.resolve(), overwrite, resume, cache_dir
+        self.output, self.overwrite, self.cache_dir = output, overwrite, cache_dir
         self.progress = progress or Progress.silent()
         methods = check_methods(config.methods or METHODS)
-        check_output(output, overwrite, resume)
+        check_output(output, overwrite)
         check_place(output, config.data)
-        if output.exists():
-            with locked(output, "output"):
-                pass
         self.setup = Setup.open(replace(config, methods=methods), self.progress)
         self.config = self.setup.config
 
@@ -108,33 +101,14 @@ class Run:
         """Learn the stream with every method and seed, and write the run folder.
 
         The folder holds results.json, pictures, the configuration as TOML and, where `artsy` is among the methods, the
-        classifier of the first seed. It is written beside and renamed when all is done. Until then it holds a journal:
-        whatever ends this early, a run with `resume` goes on from there, with the same numbers at its end.
+        classifier of the first seed. It is written beside and renamed when all is done.
 
         Returns:
             The content of results.json.
 
         Raises:
-            ValueError: the unfinished run is damaged, or of another configuration.
-            OSError: the folder can't be written, or is in use by another process.
+            OSError: the folder can't be written.
         """
-        check_output(self.output, self.overwrite, self.resume)
-        new = not self.output.exists()
-        self.output.mkdir(parents=True, exist_ok=True)
-        with locked(self.output, "output"):
-            if self.resume and not is_unfinished(self.output) and (self.output / "results.json").exists():
-                results = read_results(self.output)
-                check_same(_facts(results["arguments"], results["versions"]), self._facts(), "the finished run")
-                return results
-            if not self.resume and (self.output / UNFINISHED).exists():
-                shutil.rmtree(self.output / UNFINISHED)
-            try:
-                journal = Journal(self.output, self._facts())
-                return self._train(journal)
-            finally:
-                self._leave(new)
-
-    def _train(self, journal: Journal) -> dict[str, Any]:
         config, backbone = self.config, self.setup.backbone
         with threads(config.threads):
             result = run_experiment(
@@ -146,26 +120,20 @@ class Run:
                 config.learner,
                 self.progress,
                 arguments=self.setup.facts(),
-                journal=journal,
             )
 
         def write_more(folder: Path) -> None:
             (folder / CONFIG).write_text(config.to_toml(), encoding="utf-8")
+            figures = {"silence": silence_figure(result.results)}
             if result.classifier is not None:
                 result.classifier.save(folder / CHECKPOINT)
+                figures |= {"weights": weights_figure(result.classifier), "spikes": spikes_figure(result.classifier)}
+            for name, figure in figures.items():
+                if figure is not None:
+                    figure.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches="tight")
 
-        write_run(self.output, result.results, write_more, overwrite=True)
+        write_run(self.output, result.results, write_more, overwrite=self.overwrite)
         return result.results
-
-    def _leave(self, new: bool) -> None:
-        """Removes a journal without anything in it, and a folder that was made for it."""
-        if is_unfinished(self.output) and Journal(self.output, self._facts()).is_empty:
-            shutil.rmtree(self.output / UNFINISHED)
-        if new and not any(self.output.iterdir()):
-            self.output.rmdir()
-
-    def _facts(self) -> dict[str, Any]:
-        return _facts({**self.setup.facts(), "config": asdict(self.config.learner)}, versions())
 
 
 class FinishedRun:
@@ -254,12 +222,6 @@ def open_classifier(folder: Path, backbone: str | None = None) -> tuple[RunConfi
     check_backbone(config.backbone)
     opened = open_backbone(config.backbone)
     return config, ArtsyClassifier.load(folder / CHECKPOINT, opened.model), opened
-
-
-def _facts(arguments: Mapping[str, Any], versions: Mapping[str, str | None]) -> dict[str, Any]:
-    """What decides the numbers of a run, as results.json has it."""
-    packages = {name: versions[name] for name in versions if name not in ("platform", "processor")}
-    return {**arguments["run"], **arguments["config"], "images": arguments["images"], **packages}
 
 
 def _load(config: RunConfig, progress: Progress) -> Source:

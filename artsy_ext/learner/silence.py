@@ -216,15 +216,13 @@ def spikes_figure(classifier: ArtsyClassifier) -> Figure | None:
     C = len(classifier.classes_)
     chosen = torch.arange(C)[:: math.ceil(C / _MOST_CLASSES)]
     random = generator(classifier.seed, "spikes to look at")
-    assert classifier.network_ is not None, "it has synapses"
-    statistics = classifier.network_.decision.base
-    z, _ = statistics.sample(chosen, 1, random)
+    z, _ = classifier.statistics_.sample(chosen, 1, random)
     spikes = synapses.spikes(synapses.rates(z), seed=classifier.seed)  # [T, B, 2D+1]
     T, B, I = spikes.shape
     used = synapses.unit_class >= 0
     potentials = torch.stack([synapses.potentials(step)[:, used] for step in spikes.cumsum(0).unbind()])  # [T, B, J]
     potentials = potentials / torch.arange(1, T + 1).to(potentials)[:, None, None]
-    mask = synapses.mask(z, statistics).cpu()
+    mask = synapses.mask(z).cpu()
     S = mask.shape[1]
 
     figure = Figure(figsize=(12.0, 9.0), layout="constrained")

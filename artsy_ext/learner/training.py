@@ -88,17 +88,10 @@ class LinearHead(nn.Module):
         return F.linear(features, self.weight, self.bias)
 
 
-def every_subnetwork(vit: RoutedViT, bank: SubNetworkBank, images: Tensor) -> Tensor:
-    """[B, S, D]: the features of every sub-network of a bank for every image."""
-    B, S = len(images), bank.num_subnetworks
-    routes = plan_routes(torch.ones(B, S, dtype=torch.bool, device=images.device))
-    # Pairs are sorted by sub-network.
-    return vit.subnetwork_features(vit.embed(images), bank, routes).view(S, B, vit.dim).transpose(0, 1)
-
-
 def own_features(vit: RoutedViT, bank: SubNetworkBank, images: Tensor) -> Tensor:
     """[B, D]: the features of a bank's only sub-network for every image."""
-    return every_subnetwork(vit, bank, images)[:, 0]
+    routes = plan_routes(torch.ones(len(images), 1, dtype=torch.bool, device=images.device))
+    return vit.subnetwork_features(vit.embed(images), bank, routes)
 
 
 def train_adapter(

@@ -4,13 +4,11 @@ other models: a learner in the place of SpikingJelly's, update rules in the plac
 Only RoutedViT needs more than torch (timm, extra `learn`).
 """
 
-from artsy_ext.nn.answer import Answer
 from artsy_ext.nn.bank import AdapterBank, SubNetworkBank
-from artsy_ext.nn.gaussians import ClassGaussians
 from artsy_ext.nn.head import PrototypeHead, class_prototypes
 from artsy_ext.nn.learning_rules import DiehlAndCook, PostPre, WeightDependentPostPre
 from artsy_ext.nn.network import ArtsyNetwork
-from artsy_ext.nn.statistics import Whitening, covariance, within_class_covariance
+from artsy_ext.nn.statistics import ClassStatistics, Whitening, covariance, within_class_covariance
 from artsy_ext.nn.stdp_learner import STDPLearner
 from artsy_ext.nn.synapses import SYNAPSES, MLPSynapses, STDPSynapses, SynapseBank
 from artsy_ext.nn.vit import RoutedViT
@@ -18,9 +16,8 @@ from artsy_ext.nn.vit import RoutedViT
 __all__ = [
     "SYNAPSES",
     "AdapterBank",
-    "Answer",
     "ArtsyNetwork",
-    "ClassGaussians",
+    "ClassStatistics",
     "DiehlAndCook",
     "MLPSynapses",
     "PostPre",

@@ -1,9 +1,10 @@
 """ArtsyNetwork: E0, the sub-networks, their synapses and the answer, put together for inference."""
 
+import torch
 from torch import Tensor, nn
 
-from artsy_ext.nn.answer import Answer
 from artsy_ext.nn.bank import SubNetworkBank
+from artsy_ext.nn.head import PrototypeHead
 from artsy_ext.nn.statistics import Whitening
 from artsy_ext.nn.synapses import SynapseBank
 from artsy_ext.nn.vit import FirstBlock, RoutedViT
@@ -16,19 +17,19 @@ class ArtsyNetwork(nn.Module):
     Args:
         vit: E0.
         bank: S sub-networks.
-        whitening: from features, E0's and the sub-networks', to what synapses and answer read.
+        whitening: from E0's features to what the synapses read.
         synapses: one for each sub-network.
-        decision: the answer, from Gaussians of all classes.
+        head: prototypes of all classes.
     """
 
     def __init__(
-        self, vit: RoutedViT, bank: SubNetworkBank, whitening: Whitening, synapses: SynapseBank, decision: Answer
+        self, vit: RoutedViT, bank: SubNetworkBank, whitening: Whitening, synapses: SynapseBank, head: PrototypeHead
     ) -> None:
         super().__init__()
-        self.vit, self.bank, self.whitening, self.synapses, self.decision = vit, bank, whitening, synapses, decision
+        self.vit, self.bank, self.whitening, self.synapses, self.head = vit, bank, whitening, synapses, head
 
     def forward(self, images: Tensor, *, mask: Tensor | None = None, capacity: int | None = None) -> Tensor:
-        """[B, channels, height, width] -> log-probabilities [B, C].
+        """[B, channels, height, width] -> logits [B, C].
 
         Args:
             images: as the backbone takes them.
@@ -36,8 +37,8 @@ class ArtsyNetwork(nn.Module):
             capacity: room for so many functional pairs, for static shapes; see `artsy_ext.ops.plan_routes`.
 
         Returns:
-            As `Answer`: −inf for classes of silent sub-networks. A sample without a functional sub-network
-            (`fallback="none"`) is answered by E0's Gaussians alone.
+            Sum of two cosines, in [−2, 2]; −inf for classes of silent sub-networks. A sample without a functional
+            sub-network (`fallback="none"`) is answered by E0's prototypes alone.
         """
         first, h0 = self.base(images)
         if mask is None:
@@ -51,13 +52,14 @@ class ArtsyNetwork(nn.Module):
 
     def functional(self, h0: Tensor) -> Tensor:
         """[B, D] -> [B, S] bool: the sub-networks that the synapses make functional."""
-        return self.synapses.mask(self.whitening(h0), self.decision.base)
+        return self.synapses.mask(self.whitening(h0))
 
     def answer(self, tokens: Tensor | FirstBlock, h0: Tensor, mask: Tensor, *, capacity: int | None = None) -> Tensor:
-        """As `forward`, running the sub-networks in mask [B, S] on what `base` or `RoutedViT.embed` gave."""
+        """Logits [B, C], running the sub-networks in mask [B, S] on what `base` or `RoutedViT.embed` gave."""
         routes = plan_routes(mask, capacity=capacity)
         features = self.vit.subnetwork_features(tokens, self.bank, routes)
-        return self.decision(self.whitening(features), routes, self.whitening(h0), mask)
+        logits = self.head(features, routes, h0)
+        return torch.where(mask.any(1, keepdim=True), logits, self.head.base_logits(h0))
 
     def synapse_mask(self, images: Tensor) -> Tensor:
         """[B, channels, height, width] -> [B, S] bool: the functional sub-networks."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from artsy_ext.nn._growing import Growing
-from artsy_ext.nn.gaussians import ClassGaussians
+from artsy_ext.nn.statistics import ClassStatistics
 from artsy_ext.ops import STDPRule, consolidate, encode_spikes, stdp_, synapse_currents, synapse_scores
 
 Track = Callable[[Iterable[int], str], Iterable[int]]
@@ -23,23 +23,14 @@ def _untracked(items: Iterable[int], description: str) -> Iterable[int]:
 class SynapseBank(Growing, ABC):
     """S synapses with a score and a threshold each: sub-network s is functional where its score reaches its threshold.
 
-    Scores are log-probabilities of the sub-networks, from what the synapses say and, as their second piece of evidence,
-    how likely the Gaussians of a task's classes make the sample: log softmax over s of
-    synapse_s + log Σ over the classes c of s of N(z; c)^(1/temperature).
-
     Args:
         dim: D of the whitened features z.
-        evidence: whether the Gaussians have a say.
-        temperature: the smaller, the more.
         quantile: q; a threshold is the q-quantile of its own task's scores (of pseudo-samples, once the task is an
-            older one), so at least about 1 − q of a task's samples find their sub-network functional.
-        highest_threshold: a probability that always makes a sub-network functional, whatever the quantile is.
-        fallback: "top": the sub-network with the highest score is functional, too, whatever its threshold; "none": a
-            sample whose scores reach no threshold has none.
+            older one), so about 1 − q of a task's samples find their sub-network functional.
+        fallback: what a sample gets whose scores reach no threshold: "top", the sub-network with the highest score, or
+            "none".
         held_out: share of a new task's samples that set its threshold and are not learned from.
         calibration_samples: pseudo-samples per class that set an older sub-network's threshold anew.
-        recalibrate: whether they do; else a threshold stays as it was when its task was new.
-        pseudo_negatives: whether synapses learn a new task beside pseudo-samples of the older ones.
     """
 
     growing: ClassVar = {"thresholds": (0,)}
@@ -49,23 +40,14 @@ class SynapseBank(Growing, ABC):
         self,
         dim: int,
         *,
-        evidence: bool = True,
-        temperature: float = 4.0,
         quantile: float = 0.02,
-        highest_threshold: float = 0.02,
         fallback: Literal["top", "none"] = "top",
         held_out: float = 0.2,
         calibration_samples: int = 200,
-        recalibrate: bool = True,
-        pseudo_negatives: bool = True,
     ) -> None:
         super().__init__()
         if not 0 <= quantile < 1:
             raise ValueError(f"SynapseBank: quantile must be in [0, 1), got {quantile}")
-        if not 0 < highest_threshold <= 1:
-            raise ValueError(f"SynapseBank: highest_threshold must be in (0, 1], got {highest_threshold}")
-        if not temperature > 0:
-            raise ValueError(f"SynapseBank: temperature must be positive, got {temperature}")
         if fallback not in ("top", "none"):
             raise ValueError(f"SynapseBank: fallback must be 'top' or 'none', got {fallback!r}")
         if not 0 <= held_out < 1:
@@ -74,8 +56,6 @@ class SynapseBank(Growing, ABC):
             raise ValueError(f"SynapseBank: calibration_samples must be >= 1, got {calibration_samples}")
         self.dim, self.quantile, self.fallback = dim, quantile, fallback
         self.held_out, self.calibration_samples = held_out, calibration_samples
-        self.evidence, self.temperature, self.highest_threshold = evidence, temperature, highest_threshold
-        self.recalibrate, self.pseudo_negatives = recalibrate, pseudo_negatives
         self.register_buffer("thresholds", torch.zeros(0))
 
     @property
@@ -98,7 +78,7 @@ class SynapseBank(Growing, ABC):
         self,
         z: Tensor,
         labels: Tensor,
-        statistics: ClassGaussians,
+        statistics: ClassStatistics,
         generator: torch.Generator,
         track: Track = _untracked,
     ) -> None:
@@ -123,25 +103,18 @@ class SynapseBank(Growing, ABC):
         train = order[held_out:]
         own = z[order[:held_out]] if held_out else z
 
-        per_class = math.ceil(len(train) / len(new_classes)) if self.pseudo_negatives else 0
-        pseudo, pseudo_labels = statistics.sample(old_classes, per_class, generator)
+        pseudo, pseudo_labels = statistics.sample(old_classes, math.ceil(len(train) / len(new_classes)), generator)
         self._grow(new_classes, generator)
         samples, sample_labels = torch.cat([z[train], pseudo]), torch.cat([labels[train], pseudo_labels])
         self._learn(samples, sample_labels, statistics.task[sample_labels], generator, track)
 
         thresholds = []
-        for t in range(task):
-            if self.recalibrate:
-                classes = (statistics.task == t).nonzero().flatten()
-                calibration, _ = statistics.sample(classes, self.calibration_samples, generator)
-                thresholds.append(self._quantile(calibration, statistics, t))
-            else:
-                thresholds.append(self.thresholds[t])
-        thresholds.append(self._quantile(own, statistics, task))
+        for s in range(task):
+            classes = (statistics.task == s).nonzero().flatten()
+            calibration, _ = statistics.sample(classes, self.calibration_samples, generator)
+            thresholds.append(self.scores(calibration)[:, s].quantile(self.quantile))
+        thresholds.append(self.scores(own)[:, task].quantile(self.quantile))
         self.thresholds = torch.stack(thresholds)
-
-    def _quantile(self, z: Tensor, statistics: ClassGaussians, task: int) -> Tensor:
-        return self.scores(z, statistics)[:, task].quantile(self.quantile).clamp(max=math.log(self.highest_threshold))
 
     @property
     @abstractmethod
@@ -157,25 +130,16 @@ class SynapseBank(Growing, ABC):
         """Learns from the new samples and the older tasks' pseudo-samples: [n, D], their classes and tasks [n]."""
 
     @abstractmethod
-    def outputs(self, z: Tensor) -> Tensor:
-        """[B, D] -> [B, S] what the synapses say, in log-odds."""
+    def scores(self, z: Tensor) -> Tensor:
+        """[B, D] -> [B, S] log-probabilities of the sub-networks."""
 
-    def scores(self, z: Tensor, statistics: ClassGaussians) -> Tensor:
-        """[B, D] -> [B, S] log-probabilities of the sub-networks; statistics: of all classes."""
-        scores = self.outputs(z)
-        if self.evidence:
-            likelihood = statistics.log_likelihood(z) / self.temperature
-            tasks = torch.arange(scores.shape[1], device=z.device)[:, None]
-            own = torch.where(statistics.task == tasks, likelihood[:, None], -torch.inf)
-            scores = scores + own.logsumexp(2)
-        return scores.log_softmax(1)
-
-    def mask(self, z: Tensor, statistics: ClassGaussians) -> Tensor:
-        """[B, D] -> [B, S] bool, True where a sub-network is functional for a sample; statistics: of all classes."""
-        scores = self.scores(z, statistics)
+    def mask(self, z: Tensor) -> Tensor:
+        """[B, D] -> [B, S] bool, True where a sub-network is functional for a sample."""
+        scores = self.scores(z)
         mask = scores >= self.thresholds
         if self.fallback == "top":
-            mask = mask | F.one_hot(scores.argmax(1), self.num_subnetworks).bool()
+            top = F.one_hot(scores.argmax(1), self.num_subnetworks).bool()
+            mask = torch.where(mask.any(1, keepdim=True), mask, top)
         return mask
 
 
@@ -188,7 +152,7 @@ class STDPSynapses(SynapseBank):
     always-on afferent. With this signal and no traces the order of spikes does not matter: the update is that of a
     linear softmax classifier on noisy rates, in which silent synapses learn but do not transmit.
 
-    What a synapse says of its sub-network is the potential of its strongest unit, from rates.
+    A sub-network's score is the log-softmax, over the sub-networks, of its strongest unit's potential from rates.
 
     Args:
         steps: T.
@@ -261,8 +225,8 @@ class STDPSynapses(SynapseBank):
         V = synapse_currents(afferents, self.weight, functional, torch.zeros_like(self.weight[..., 0]))
         return V.masked_fill(self.unit_class < 0, -torch.inf)
 
-    def outputs(self, z: Tensor) -> Tensor:
-        return self.potentials(self.rates(z)).amax(2)
+    def scores(self, z: Tensor) -> Tensor:
+        return self.potentials(self.rates(z)).amax(2).log_softmax(1)
 
     def classify(self, z: Tensor) -> Tensor:
         """[B, D] -> [B] int64: the class of the unit with the highest potential. No sub-network runs."""
@@ -311,7 +275,7 @@ class MLPSynapses(SynapseBank):
     """Synapses of two layers, D → hidden → 1, as S_t of arXiv 2410.05899, trained by gradient descent.
 
     All train on from where they are at each task, each to tell its own task from the others, with a class-balanced
-    binary cross-entropy. What a synapse says of its sub-network is its output o.
+    binary cross-entropy. A sub-network's score is o − logsumexp(o) over the sub-networks.
 
     Args:
         hidden: units per synapse.
@@ -353,7 +317,11 @@ class MLPSynapses(SynapseBank):
         return sum(p.numel() for p in self.parameters())
 
     def outputs(self, z: Tensor) -> Tensor:
+        """[B, D] -> [B, S] logits of the gates."""
         return synapse_scores(z, self.down, self.down_bias, self.up, self.up_bias)
+
+    def scores(self, z: Tensor) -> Tensor:
+        return self.outputs(z).log_softmax(1)
 
     def _grow(self, classes: Tensor, generator: torch.Generator) -> None:
         # torch.nn.Linear's initial weights.

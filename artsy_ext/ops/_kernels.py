@@ -30,11 +30,7 @@ class Served(NamedTuple):
     devices: tuple[str, ...] = ("cuda",)
 
 
-TRITON: dict[str, Served] = {
-    "routed_adapter": Served(lambda x, routes, down, *_, **__: 0 < down.shape[1] <= 128 and 0 not in x.shape[1:]),
-    "synapse_currents": Served(),
-    "synapse_scores": Served(),
-}
+TRITON: dict[str, Served] = {"synapse_currents": Served(), "synapse_scores": Served()}
 
 
 def triton_kernel(op: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kernel | None:

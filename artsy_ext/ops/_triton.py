@@ -55,7 +55,5 @@ class Variant(NamedTuple):
     """Arguments (pointers, sizes) that are multiples of 16."""
     promises: tuple[str, ...] = ()
     """What the machine code must hold, in the words of tests/static/gate.py: "tensor cores", "128-bit loads", …"""
-    wide: tuple[str, ...] = ()
-    """Beginnings of lines of the source all of whose accesses to memory are 16 bytes wide."""
     num_warps: int = 4
     num_stages: int = 3

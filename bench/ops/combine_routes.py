@@ -3,23 +3,23 @@
 pytest bench/ops/combine_routes.py
 """
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from artsy_ext.ops import Routes, combine_routes, plan_routes, reference
-from bench.case import OURS, PASSES, Case, Cost, Work, compiled, size, work
 
 FUNCTIONAL = 2  # sub-networks per sample, on average
+CASES = [(32, 20, (768,)), (256, 20, (768,)), (4096, 100, (768,)), (16, 20, (197, 768))]
+
+Combine = Callable[[Tensor, Routes, Tensor], Tensor]
 
 
 def ours(y: Tensor, routes: Routes, weight: Tensor) -> Tensor:
     return combine_routes(y, routes, weight=weight)
-
-
-def definition(y: Tensor, routes: Routes, weight: Tensor) -> Tensor:
-    return reference.combine_routes(y, routes, weight=weight)
 
 
 def weighted(y: Tensor, weight: Tensor) -> Tensor:
@@ -42,34 +42,38 @@ def scatter_add_in_place(y: Tensor, routes: Routes, weight: Tensor) -> Tensor:
     return result.scatter_add_(0, index, weighted(y, weight).flatten(1)).view(-1, *y.shape[1:])
 
 
-def build(wanted: str, dtype: torch.dtype, B: int, S: int, N: int, D: int) -> Work:
+PEERS: dict[str, dict[str, Combine]] = {
+    "forward": {"index_add": index_add_in_place, "scatter_add": scatter_add_in_place},
+    "backward": {"index_add": index_add},
+}
+
+
+@pytest.mark.parametrize("wanted", PEERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("B", "S", "row"), CASES, ids=lambda v: "x".join(map(str, v)) if isinstance(v, tuple) else v)
+def test_ratio(
+    interleaved: Any, threads: int, B: int, S: int, row: tuple[int, ...], dtype: torch.dtype, wanted: str
+) -> None:
+    torch.manual_seed(0)
     routes = plan_routes(torch.rand(B, S) < FUNCTIONAL / S)
-    P, row = len(routes.sample), (N, D) if N > 1 else (D,)
+    P = len(routes.sample)
     y, weight = torch.randn(P, *row, dtype=dtype), torch.rand(P, dtype=dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
     if wanted == "forward":
-        peers = {"index_add": index_add_in_place, "scatter_add": scatter_add_in_place}
-    else:
-        peers = {"index_add": index_add}
-    pairs, samples = size(y), B * size(y) // max(P, 1)
-    return work(
-        wanted,
-        {OURS: ours, **peers, **compiled("index_add", index_add)},
-        definition,
-        (y, routes, weight),
-        differentiate=(0, 2),
-        tolerance=1e-6 if dtype == torch.float32 else 0.01,
-        cost={
-            "forward": Cost(pairs + samples + size(weight, routes.order, routes.sample_offsets), 2 * y.numel()),
-            # The gradient of the weights reads y once more.
-            "backward": Cost(2 * pairs + samples + size(weight, weight, routes.sample), 3 * y.numel()),
-        },
-    )
-
-
-case = partial(Case, "combine_routes", build, small={"D": 16})
-CASES = [
-    case({"B": B, "S": S, "N": N, "D": 768}, wanted, dtype, headline=dtype == torch.float32 and (B, S) == (256, 20))
-    for B, S, N in [(32, 20, 1), (256, 20, 1), (4096, 100, 1), (16, 20, 197)]
-    for dtype in (torch.float32, torch.bfloat16)
-    for wanted in PASSES
-]
+        exact = reference.combine_routes(y.double(), routes, weight=weight.double())
+        for combine in (ours, *PEERS[wanted].values()):
+            torch.testing.assert_close(combine(y, routes, weight).double(), exact, rtol=0, atol=tolerance)
+        calls = {name: lambda c=c: c(y, routes, weight) for name, c in PEERS[wanted].items()}
+        interleaved(lambda: ours(y, routes, weight), calls)
+        return
+    leaves = [y.requires_grad_(), weight.requires_grad_()]
+    gradient = torch.randn(B, *row, dtype=dtype)
+    graphs = {name: combine(y, routes, weight) for name, combine in {"": ours, **PEERS[wanted]}.items()}
+    calls = {
+        name: lambda r=r: torch.autograd.grad(r, leaves, gradient, retain_graph=True) for name, r in graphs.items()
+    }
+    expected, *others = (call() for call in calls.values())
+    for found in others:
+        for a, b in zip(found, expected, strict=True):
+            assert (a - b).abs().max() <= tolerance * b.abs().max()
+    interleaved(calls.pop(""), calls)

@@ -5,15 +5,17 @@
 The peers give the pairs sorted by sub-network and both offsets; ours also gives the order by sample.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from artsy_ext.ops import Routes, plan_routes, reference
-from bench.case import OURS, Case, Cost, Work, assert_close, size
 
 FUNCTIONAL = 2  # sub-networks per sample, on average
+CASES = [(256, 20), (4096, 100), (4096, 1000)]
 
 Plan = tuple[Tensor, ...]
 
@@ -30,31 +32,36 @@ def nonzero(mask: Tensor) -> Plan:
 
 
 def nonzero_of_copy(mask: Tensor) -> Plan:
-    return nonzero(mask.t().contiguous().t())
+    subnetwork, sample = mask.t().contiguous().nonzero().unbind(1)
+    return sample, subnetwork, offsets_of(subnetwork, mask.shape[1]), offsets_of(sample, mask.shape[0])
 
 
-def build(wanted: str, dtype: torch.dtype, B: int, S: int) -> Work:
-    mask = torch.rand(B, S) < FUNCTIONAL / S
+PEERS: dict[str, Callable[[Tensor], Plan]] = {"nonzero": nonzero, "nonzero of a copy": nonzero_of_copy}
+PLANNERS: dict[str, Callable[[Tensor], Any]] = {"ours": plan_routes, **PEERS}
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "{}x{}".format(*case))
+def mask(request: pytest.FixtureRequest) -> Tensor:
+    B, S = request.param
+    return torch.rand(B, S, generator=torch.Generator().manual_seed(0)) < FUNCTIONAL / S
+
+
+def assert_same_plan(plan: Any, mask: Tensor) -> None:
     expected = reference.plan_routes(mask)
-
-    def check(name: str, found: Any) -> None:
-        plan = expected
-        if not isinstance(found, Routes):
-            plan = (expected.sample, expected.subnetwork, expected.offsets, expected.sample_offsets)
-        assert_close(found, plan, 0)
-
-    return Work(
-        {
-            OURS: lambda: plan_routes(mask),
-            "nonzero": lambda: nonzero(mask),
-            "nonzero of a copy": lambda: nonzero_of_copy(mask),
-        },
-        check,
-        Cost(size(mask, expected), mask.numel()),
-    )
+    if not isinstance(plan, Routes):
+        expected = (expected.sample, expected.subnetwork, expected.offsets, expected.sample_offsets)
+    assert all(torch.equal(a, b) for a, b in zip(plan, expected, strict=True))
 
 
-CASES = [
-    Case("plan_routes", build, {"B": B, "S": S}, dtype=torch.bool, headline=True, small={"S": 7})
-    for B, S in [(256, 20), (4096, 100), (4096, 1000)]
-]
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_time(benchmark: Any, mask: Tensor, threads: int, planner: str) -> None:
+    plan = PLANNERS[planner]
+    assert_same_plan(plan(mask), mask)
+    benchmark.group = f"plan_routes {mask.shape[0]}x{mask.shape[1]}, threads: {threads}"
+    benchmark(plan, mask)
+
+
+def test_ratio(interleaved: Any, mask: Tensor, threads: int) -> None:
+    for plan in PLANNERS.values():
+        assert_same_plan(plan(mask), mask)
+    interleaved(lambda: plan_routes(mask), {name: lambda p=p: p(mask) for name, p in PEERS.items()})

@@ -4,19 +4,21 @@ pytest bench/ops/prototype_logits.py
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from artsy_ext.ops import plan_routes, prototype_logits, reference
-from bench.case import OURS, PASSES, Case, Cost, Work, compiled, size, work
 
-FUNCTIONAL = 2  # sub-networks per sample, on average
+FUNCTIONAL, D = 2, 768  # sub-networks per sample, on average; width of the features
+CASES = [(32, 5, 50), (256, 20, 200), (256, 100, 200)]
 
 
-def loop_in_place(features: Tensor, routes: Any, prototypes: Tensor, weight: Tensor) -> Tensor:
+def loop(features: Tensor, routes: Any, prototypes: Tensor, weight: Tensor) -> Tensor:
     """Only the classes on which a sub-network has a say."""
     logits = features.new_full((len(routes.sample_offsets) - 1, weight.shape[1]), -torch.inf)
     for s, (begin, end) in enumerate(itertools.pairwise(routes.offsets.tolist())):
@@ -25,20 +27,6 @@ def loop_in_place(features: Tensor, routes: Any, prototypes: Tensor, weight: Ten
             cosines = F.normalize(features[begin:end], dim=1) @ F.normalize(prototypes[s, known], dim=1).t()
             at = (routes.sample[begin:end, None], known)
             logits[at] = torch.maximum(logits[at], weight[s, known] * cosines)
-    return logits
-
-
-def loop(features: Tensor, routes: Any, prototypes: Tensor, weight: Tensor) -> Tensor:
-    """For gradients: one normalisation and one product per sub-network, no slices of the large gradients."""
-    logits = features.new_full((len(routes.sample_offsets) - 1, weight.shape[1]), -torch.inf)
-    pieces = F.normalize(features, dim=1).split(routes.offsets.diff().tolist())
-    samples = routes.sample.split(routes.offsets.diff().tolist())
-    for rows, sample, own, say in zip(pieces, samples, prototypes.unbind(0), weight.unbind(0), strict=True):
-        if len(rows):
-            known = say.nonzero().flatten()
-            at = (sample[:, None], known)
-            scores = say[known] * (rows @ F.normalize(own[known], dim=1).t())
-            logits = logits.index_put(at, torch.maximum(logits[at], scores))
     return logits
 
 
@@ -52,39 +40,23 @@ def gathered(features: Tensor, routes: Any, prototypes: Tensor, weight: Tensor) 
     return logits.index_reduce_(0, routes.sample, scores, "amax")
 
 
-def build(wanted: str, dtype: torch.dtype, B: int, S: int, C: int, D: int) -> Work:
+PEERS: dict[str, Callable[..., Tensor]] = {"loop": loop, "gathered": gathered}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("B", "S", "C"), CASES)
+def test_ratio(
+    interleaved: Any, request: pytest.FixtureRequest, threads: int, B: int, S: int, C: int, dtype: torch.dtype
+) -> None:
+    width = 16 if request.config.getoption("benchmark_disable") else D
+    torch.manual_seed(0)
     routes = plan_routes(torch.rand(B, S) < FUNCTIONAL / S)
-    features, prototypes = torch.randn(len(routes.sample), D, dtype=dtype), torch.randn(S, C, D, dtype=dtype)
+    features, prototypes = torch.randn(len(routes.sample), width, dtype=dtype), torch.randn(S, C, width, dtype=dtype)
     weight = torch.eye(S, dtype=dtype).repeat_interleave(C // S, 1)  # each sub-network has its own classes
-    if wanted == "forward":
-        peers = {"loop": loop_in_place, "gathered": gathered, **compiled("gathered", gathered)}
-    else:
-        peers = {"loop": loop}
-    known, products = size(prototypes) // S, len(routes.sample) * (C // S) * D
-    logits = B * C * dtype.itemsize
-    return work(
-        wanted,
-        {OURS: prototype_logits, **peers},
-        reference.prototype_logits,
-        (features, routes, prototypes, weight),
-        differentiate=(0, 2),
-        tolerance=1e-5 if dtype == torch.float32 else 0.02,
-        cost={
-            # Only the prototypes of the classes that a sub-network knows: C of S·C. Their gradient has all.
-            "forward": Cost(size(features, weight, routes.sample) + known + logits, 2 * products),
-            "backward": Cost(
-                size(features, features, prototypes, weight, routes.sample) + known + 2 * logits, 4 * products
-            ),
-        },
-    )
-
-
-CASES = [
-    Case(
-        "prototype_logits", build, {"B": B, "S": S, "C": C, "D": 768}, wanted, dtype,
-        headline=dtype == torch.float32 and (B, S) == (256, 20), small={"D": 16},
-    )
-    for B, S, C in [(32, 5, 50), (256, 20, 200), (256, 100, 200)]
-    for dtype in (torch.float32, torch.bfloat16)
-    for wanted in PASSES
-]  # fmt: skip
+    exact = reference.prototype_logits(features.double(), routes, prototypes.double(), weight.double())
+    tolerance = {"rtol": 0, "atol": 1e-5 if dtype == torch.float32 else 0.02}
+    calls = {name: lambda f=f: f(features, routes, prototypes, weight) for name, f in PEERS.items()}
+    calls[""] = lambda: prototype_logits(features, routes, prototypes, weight)
+    for call in calls.values():
+        torch.testing.assert_close(call().double(), exact, **tolerance)
+    interleaved(calls.pop(""), calls)

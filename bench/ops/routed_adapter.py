@@ -1,24 +1,25 @@
 """routed_adapter beside the loops over sub-networks, the gathered and the grouped product that a user would write.
 
     pytest bench/ops/routed_adapter.py -k "uniform and N197 and S20 and float32"
+    pytest bench/ops/routed_adapter.py -k scaling      # all threads against one; read the column of wall times
 
-The limit is not a peer: it is torch.mm on two matrices with as many operations, without bias, activation or routing
-(forward), and with the gradients' two or four products (backward).
+The floor is not a peer: it is torch.mm on two matrices with as many operations, without bias, activation or routing
+(forward), and with the gradients' two, three or four products (backward).
 """
 
 import itertools
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from artsy_ext.ops import Routes, plan_routes, reference, routed_adapter
-from bench.case import OURS, PASSES, Case, Cost, Work, compiled, size, work
 
 SCALE = 0.1
-ROUTINGS = ("uniform", "zipf", "identical", "random")
+ROUTINGS = ("uniform", "zipf", "identical", "one-hot")
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 Adapter = Callable[[Tensor, Routes, Weights], Tensor]
@@ -26,13 +27,14 @@ Adapter = Callable[[Tensor, Routes, Weights], Tensor]
 
 def subnetworks(routing: str, rows: int, S: int) -> Tensor:
     """[rows] the sub-network of each sample."""
+    generator = torch.Generator().manual_seed(0)
     if routing == "uniform":
         return torch.arange(rows) % S
     if routing == "zipf":
-        return torch.multinomial(1 / torch.arange(1, S + 1), rows, replacement=True)
+        return torch.multinomial(1 / torch.arange(1, S + 1), rows, replacement=True, generator=generator)
     if routing == "identical":
         return torch.full((rows,), S // 2)
-    return torch.randint(S, (rows,))
+    return torch.randint(S, (rows,), generator=generator)
 
 
 def ours(x: Tensor, routes: Routes, weights: Weights) -> Tensor:
@@ -108,85 +110,87 @@ FORWARD: dict[str, Adapter] = {
 BACKWARD: dict[str, Adapter] = {"slice loop": split_loop, "index loop": index_loop}
 
 
-def products(x: Tensor, weights: Weights, wanted: str, of_x: bool) -> Callable[[], object]:
+def floor(x: Tensor, weights: Weights, wanted: str) -> Callable[[], object]:
     """As many operations in torch.mm, without recomputing the hidden values."""
-    rows, down, up = x.detach().flatten(0, -2), weights[0][0].detach(), weights[2][0].detach()
+    rows, down, up = x.detach().flatten(0, 1), weights[0][0].detach(), weights[2][0].detach()
     hidden, result = rows @ down.t(), torch.empty_like(rows)
     down_out, up_out = torch.empty_like(down), torch.empty_like(up)
 
-    def forward() -> None:
-        torch.mm(rows, down.t(), out=hidden)
-        torch.mm(hidden, up.t(), out=result)
-
-    def backward() -> None:
-        torch.mm(rows, up, out=hidden)
-        torch.mm(hidden, down, out=result)
-        if not of_x:
+    def products() -> None:
+        torch.mm(rows, up if wanted != "forward" else down.t(), out=hidden)
+        if wanted != "backward of weights":
+            torch.mm(hidden, down if wanted != "forward" else up.t(), out=result)
+        if "weights" in wanted or wanted == "backward":
             torch.mm(hidden.t(), rows, out=down_out)
             torch.mm(rows.t(), hidden, out=up_out)
 
-    def both() -> None:
-        forward()
-        backward()
-
-    return {"forward": forward, "backward": backward, "both": both}[wanted]
+    return products
 
 
-def build(wanted: str, dtype: torch.dtype, routing: str, S: int, N: int, D: int, R: int, of: str = "") -> Work:
-    """of="of x": gradients of x alone."""
-    P = 32 if N > 1 else 512
-    if D < 64:
-        P = 6
+def problem(routing: str, S: int, N: int, dtype: torch.dtype, small: bool) -> tuple[Tensor, Routes, Weights]:
+    D, R, P = (32, 8, 6) if small else (768, 64, 32 if N > 1 else 512)
     routes = plan_routes(F.one_hot(subnetworks(routing, P, S), S).bool())
+    torch.manual_seed(0)
     x = torch.randn(P, N, D, dtype=dtype)
-    weights = tuple(
+    down, down_bias, up, up_bias = (
         torch.randn(shape, dtype=dtype) / shape[-1] ** 0.5 for shape in ((S, R, D), (S, R), (S, D, R), (S, D))
     )
-
-    def called(adapter: Adapter) -> Callable[..., Tensor]:
-        return lambda x, routes, *weights: adapter(x, routes, weights)
-
-    used = size(weights) * len(routes.subnetwork.unique()) // S
-    product = 2 * P * N * D * R
-    gradients = 2 if of else 4
-    made = work(
-        wanted,
-        {
-            name: called(adapter)
-            for name, adapter in {
-                OURS: ours,
-                **(FORWARD if wanted == "forward" else BACKWARD),
-                **compiled("gathered bmm", gathered),
-            }.items()
-        },
-        called(lambda x, routes, weights: reference.routed_adapter(x, routes, *weights, scale=SCALE, base=x)),
-        (x, routes, *weights),
-        differentiate=(0,) if of else (0, 2, 3, 4, 5),
-        # In a backward pass, a hidden value within a rounding of 0 may pass relu in one and not in the other.
-        tolerance=(1e-5 if dtype == torch.float32 else 0.02) * (1 if wanted == "forward" else 50),
-        cost={
-            "forward": Cost(2 * size(x) + used, 2 * product),
-            "backward": Cost(size(x) * (2 if of else 3) + used + (0 if of else size(weights)), gradients * product),
-        },
-    )
-    return Work(made.candidates, made.check, made.cost, {"torch.mm alone": products(x, weights, wanted, bool(of))})
+    return x, routes, (down, down_bias, up, up_bias)
 
 
-case = partial(Case, "routed_adapter", build, small={"D": 32, "R": 8})
-CASES = [
-    case(
-        {"routing": routing, "S": S, "N": N, "D": 768, "R": 64}, wanted, dtype,
-        headline=routing == "uniform" and N == 197 and (S == 20 or (S in (5, 50) and wanted == "forward"))
-        and dtype == torch.float32,
-        rounds=15,
-    )
-    for S in (1, 5, 20, 50, 200)
-    for N in (197, 1)
-    for routing in ROUTINGS
-    for dtype in (torch.float32, torch.bfloat16)
-    for wanted in PASSES
-] + [
-    case({"routing": "uniform", "of": "of x", "S": S, "N": 197, "D": 768, "R": 64}, "backward", dtype)
-    for S in (5, 20, 50)
-    for dtype in (torch.float32, torch.bfloat16)
-]  # fmt: skip
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+routings = pytest.mark.parametrize("routing", ROUTINGS)
+
+
+@pytest.mark.parametrize("wanted", ["forward", "backward", "backward of x"])
+@dtypes
+@routings
+@pytest.mark.parametrize("N", [197, 1], ids="N{}".format)
+@pytest.mark.parametrize("S", [1, 5, 20, 50, 200], ids="S{}".format)
+def test_ratio(interleaved: Any, untimed: bool, routing: str, S: int, N: int, dtype: torch.dtype, wanted: str) -> None:
+    x, routes, weights = problem(routing, S, N, dtype, untimed)
+    double = [w.double() for w in weights]
+    tolerance = {"rtol": 0, "atol": 2e-5 if dtype == torch.float32 else 0.05}
+    if wanted == "forward":
+        exact = reference.routed_adapter(x.double(), routes, *double, scale=SCALE, base=x.double())
+        for adapter in (ours, *FORWARD.values()):
+            torch.testing.assert_close(adapter(x, routes, weights).double(), exact, **tolerance)
+        calls = {name: lambda a=a: a(x, routes, weights) for name, a in {"": ours, **FORWARD}.items()}
+    else:
+        leaves = [x.requires_grad_(), *(w.requires_grad_() for w in weights if wanted == "backward")]
+        gradient = torch.randn_like(x)
+        graphs = {name: a(x, routes, weights) for name, a in {"": ours, **BACKWARD}.items()}
+        calls = {
+            name: lambda y=y: torch.autograd.grad(y, leaves, gradient, retain_graph=True) for name, y in graphs.items()
+        }
+        first, *others = (call() for call in calls.values())
+        for expected in others:
+            for a, b in zip(first, expected, strict=True):
+                # A hidden value within a rounding of 0 may pass relu in one and not in the other.
+                assert (a - b).norm() <= 50 * tolerance["atol"] * b.norm()
+    mine = calls.pop("")
+    interleaved(mine, calls | {"floor": floor(x, weights, wanted)})
+
+
+@pytest.mark.parametrize("wanted", ["forward", "backward"])
+@dtypes
+@routings
+def test_scaling(interleaved: Any, untimed: bool, routing: str, dtype: torch.dtype, wanted: str) -> None:
+    """All threads beside one, S=20. CPU time is the work of all of them; the ratio of wall times is the gain."""
+    all_threads = torch.get_num_threads()
+    if all_threads == 1:
+        pytest.skip("one thread")
+    x, routes, weights = problem(routing, 20, 197, dtype, untimed)
+    if wanted == "backward":
+        leaves = [x.requires_grad_(), *(w.requires_grad_() for w in weights)]
+        y, gradient = ours(x, routes, weights), torch.ones_like(x)
+
+    def run(threads: int) -> None:
+        torch.set_num_threads(threads)
+        if wanted == "backward":
+            torch.autograd.grad(y, leaves, gradient, retain_graph=True)
+        else:
+            ours(x, routes, weights)
+
+    interleaved(lambda: run(all_threads), {"1 thread": lambda: run(1)})
+    torch.set_num_threads(all_threads)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -26,10 +27,7 @@ class Peer:
 
     rule: STDPRule
     build: Callable[[Tensor, Tensor, Tensor], Train]
-    package: str | None = None
-    """What must be installed: pip install -e '.[peers]'."""
-    forms_all_pairs: bool = False
-    """Makes a tensor [B, J, I] at each step: seconds per call where the batch is large."""
+    rounds: int = 15
 
 
 def _decayed(spikes: Tensor, out: Tensor, decay: float, gain: float) -> None:
@@ -77,34 +75,9 @@ def eager_matrix(weight: Tensor, pre: Tensor, post: Tensor, a_plus: Tensor, a_mi
     return torch.addmm(weight, post.flatten(0, 1).t(), Z.view(-1, pre.shape[-1]))
 
 
-def stepwise(soft: bool) -> Callable[[Tensor, Tensor, Tensor], Train]:
-    """Rules that look at the weights at each step, bounded to [0, 1]: both terms are products over the batch."""
-
-    def build(weight: Tensor, pre: Tensor, post: Tensor) -> Train:
-        decay = math.exp(-1 / TAU)
-        x, y = torch.empty_like(pre), torch.empty_like(post)
-
-        def train() -> Tensor:
-            _decayed(pre, x, decay, RATE)
-            _decayed(post, y, decay, -RATE)
-            w = weight.clone()
-            for t in range(len(pre)):
-                if soft:
-                    change = (1 - w).mul_(post[t].t() @ x[t])
-                    w = w.addcmul_(w, y[t].t() @ pre[t]).add_(change).clamp_(0, 1)
-                else:
-                    w = w.addmm_(post[t].t(), x[t]).addmm_(y[t].t(), pre[t]).clamp_(0, 1)
-            return w
-
-        return train
-
-    return build
-
-
 def spikingjelly(weight: Tensor, pre: Tensor, post: Tensor) -> Train:
     """Its step function with constant weight factors."""
-    from spikingjelly.activation_based.functional import learning
-
+    learning = pytest.importorskip("spikingjelly.activation_based.functional.learning", reason=_missing("spikingjelly"))
     factor = lambda w: RATE  # noqa: E731
 
     def train() -> Tensor:
@@ -124,7 +97,8 @@ def bindsnet(rule: str, **bounds: float) -> Callable[[Tensor, Tensor, Tensor], T
     """Its connection between two layers that are given their spikes; PostPre takes its fused `addmm_` path."""
 
     def build(weight: Tensor, pre: Tensor, post: Tensor) -> Train:
-        from bindsnet import learning, network
+        network = pytest.importorskip("bindsnet.network", reason=_missing("bindsnet"))
+        learning = pytest.importorskip("bindsnet.learning", reason=_missing("bindsnet"))
         from bindsnet.network.nodes import Input
         from bindsnet.network.topology import Connection
 
@@ -165,8 +139,7 @@ def norse(algorithm: str, hardbound: bool) -> Callable[[Tensor, Tensor, Tensor],
     """Its step function; time constants of the rule in units of the step."""
 
     def build(weight: Tensor, pre: Tensor, post: Tensor) -> Train:
-        from norse.torch.functional import stdp
-
+        stdp = pytest.importorskip("norse.torch.functional.stdp", reason=_missing("norse"))
         tau_inv = torch.tensor(1 / TAU)
         # Norse scales what a spike adds to its trace by dt/τ.
         parameters = stdp.STDPParameters(
@@ -191,41 +164,29 @@ def norse(algorithm: str, hardbound: bool) -> Callable[[Tensor, Tensor, Tensor],
     return build
 
 
+def _missing(package: str) -> str:
+    return f"needs {package}; pip install -e '.[peers]'"
+
+
 _EXACT = {"decay_pre": math.exp(-1 / TAU), "decay_post": math.exp(-1 / TAU), "a_plus": RATE, "a_minus": RATE}
 _EULER = {"decay_pre": 1 - 1 / TAU, "decay_post": 1 - 1 / TAU, "a_plus": RATE, "a_minus": RATE}
 _BOUNDS = {"w_min": 0.0, "w_max": 1.0, "clamp": "step"}
 _SOFT = {**_BOUNDS, "dependence": "soft", "evaluate": "step"}
 
-# Per rule: ours, and who computes it. Euler's traces cost what exact ones do.
-RULES: dict[str, tuple[STDPRule, dict[str, Peer]]] = {
-    "additive": (
-        STDPRule(**_EXACT),
-        {
-            "eager": Peer(STDPRule(**_EXACT), eager),
-            "spikingjelly": Peer(STDPRule(**_EULER), spikingjelly, "spikingjelly", forms_all_pairs=True),
-            "bindsnet": Peer(STDPRule(**_EXACT), bindsnet("PostPre"), "bindsnet"),
-            "norse": Peer(STDPRule(**_EULER), norse("additive", hardbound=False), "norse"),
-        },
+ADDITIVE = {
+    "eager": Peer(STDPRule(**_EXACT), eager),
+    "spikingjelly": Peer(STDPRule(**_EULER), spikingjelly, rounds=3),
+    "bindsnet": Peer(STDPRule(**_EXACT), bindsnet("PostPre")),
+    "norse": Peer(STDPRule(**_EULER), norse("additive", hardbound=False)),
+}
+# New weights [J, I] of the first rule above, for autograd to differentiate.
+DIFFERENTIABLE = {"eager-loop": eager_loop, "eager-matrix": eager_matrix}
+# Rules that look at the weights at each step.
+STEPWISE = {
+    "bindsnet-clamped": Peer(STDPRule(**_EXACT, **_BOUNDS), bindsnet("PostPre", wmin=0.0, wmax=1.0)),
+    "bindsnet-soft": Peer(
+        STDPRule(**_EXACT, **_SOFT), bindsnet("WeightDependentPostPre", wmin=0.0, wmax=1.0), rounds=3
     ),
-    "clamped": (
-        STDPRule(**_EXACT, **_BOUNDS),
-        {
-            "eager": Peer(STDPRule(**_EXACT, **_BOUNDS), stepwise(soft=False)),
-            "bindsnet": Peer(STDPRule(**_EXACT, **_BOUNDS), bindsnet("PostPre", wmin=0.0, wmax=1.0), "bindsnet"),
-            "norse": Peer(STDPRule(**_EULER, **_BOUNDS), norse("additive", hardbound=True), "norse"),
-        },
-    ),
-    "soft": (
-        STDPRule(**_EXACT, **_SOFT),
-        {
-            "eager": Peer(STDPRule(**_EXACT, **_SOFT), stepwise(soft=True)),
-            "bindsnet": Peer(
-                STDPRule(**_EXACT, **_SOFT), bindsnet("WeightDependentPostPre", wmin=0.0, wmax=1.0), "bindsnet",
-                forms_all_pairs=True,
-            ),
-            "norse": Peer(STDPRule(**_EULER, **_SOFT), norse("multiplicative_relu", hardbound=True), "norse"),
-        },
-    ),
-}  # fmt: skip
-# New weights [J, I] of the additive rule, for autograd to differentiate.
-DIFFERENTIABLE = {"eager loop": eager_loop, "eager matrix": eager_matrix}
+    "norse-clamped": Peer(STDPRule(**_EULER, **_BOUNDS), norse("additive", hardbound=True)),
+    "norse-soft": Peer(STDPRule(**_EULER, **_SOFT), norse("multiplicative_relu", hardbound=True)),
+}

@@ -22,16 +22,6 @@ struct Gpu {
 
 }  // namespace
 
-// For stdp_backward.cu.
-namespace artsy::cuda {
-template void plasticity::follow(plasticity::Side<float>, const artsy::stdp::Spikes&, cudaStream_t);
-template void plasticity::follow(plasticity::Side<double>, const artsy::stdp::Spikes&, cudaStream_t);
-template int64_t stdp_scratch(const artsy::stdp::Problem<float>&);
-template int64_t stdp_scratch(const artsy::stdp::Problem<double>&);
-template void stdp(const artsy::stdp::Problem<float>&, void*, cudaStream_t);
-template void stdp(const artsy::stdp::Problem<double>&, void*, cudaStream_t);
-}  // namespace artsy::cuda
-
 STABLE_TORCH_LIBRARY_IMPL(artsy, ARTSY_DEVICE, m) {
   m.impl("stdp", &artsy::stdp::stdp<Gpu>);
   m.impl("stdp_", &artsy::stdp::stdp_in_place<Gpu>);

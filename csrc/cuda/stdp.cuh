@@ -16,12 +16,49 @@
 // synapse where each keeps an eligibility trace (eligible).
 #pragma once
 
+#include "../cpu/stdp/problem.h"
+#include "consolidate.cuh"
+#include "numbers.cuh"
 #include "ptx.cuh"
-#include "stdp_common.cuh"
 
 namespace artsy::cuda {
 
 namespace plasticity {
+
+using artsy::stdp::Clamp;
+using artsy::stdp::Dependence;
+using artsy::stdp::Problem;
+using artsy::stdp::Rule;
+
+constexpr int kThreads = 128;
+constexpr int64_t kMaxBlocks = 4096;  // of the kernels that take several items per thread
+constexpr int64_t kPad = 16;          // rows in scratch memory are multiples of so many numbers
+
+// --- Four neighbouring numbers of a row. Its end may be nearer; a row of ours goes on with zeros.
+
+template <class T>
+using Four = Pack<T, 4>;
+
+template <class T>
+__device__ __forceinline__ Four<T> read_four(const T* from, int64_t left, bool in_packs) {
+  if (in_packs && left >= 4) return load<T, 4>(from);
+  Four<T> four = {};
+#pragma unroll
+  for (int n = 0; n < 4; ++n)
+    if (n < left) four.number[n] = from[n];
+  return four;
+}
+
+template <class T>
+__device__ __forceinline__ void write_four(T* to, const Four<T>& four, int64_t left, bool in_packs) {
+  if (in_packs && left >= 4) {
+    store(to, four);
+    return;
+  }
+#pragma unroll
+  for (int n = 0; n < 4; ++n)
+    if (n < left) to[n] = four.number[n];
+}
 
 // The largest magnitude of a block, of the finite ones.
 __device__ __forceinline__ void note_peak(float& peak, float value) {
@@ -39,6 +76,88 @@ __device__ __forceinline__ float peak_of_block(float peak, float (&of_warp)[kThr
   for (int warp = 0; warp < kThreads / 32; ++warp) peak = max(peak, of_warp[warp]);
   return peak;
 }
+
+// --- What the weights see
+
+// m[t, b, s]: share of the batch, what the decay leaves of it, modulation, mask; what is absent counts 1.
+template <class Real>
+struct Factor {
+  const Real* power;       // [T]
+  const Real* modulation;  // [T, B] or, if own, [T, B, S]
+  const uint8_t* mask;     // [B, S]
+  bool own;
+  Real share;
+  int64_t B, S;
+
+  __device__ __forceinline__ Real at(int64_t t, int64_t b, int64_t s) const {
+    Real m = share;
+    if (power) m *= power[t];
+    if (modulation) m *= modulation[own ? (t * B + b) * S + s : t * B + b];
+    return mask && !mask[b * S + s] ? Real(0) : m;
+  }
+};
+
+__device__ __forceinline__ float general_power(float base, float exponent) { return exp2f(exponent * log2f(base)); }
+__device__ __forceinline__ double general_power(double base, double exponent) { return pow(base, exponent); }
+
+// f₊ and f₋ of a weight, and its bounds.
+template <class Real>
+struct Bounds {
+  Dependence dependence;
+  Real exponent, w_min, w_max;
+
+  explicit Bounds(const Rule& rule)
+      : dependence(rule.dependence), exponent(Real(rule.exponent)), w_min(Real(rule.w_min)), w_max(Real(rule.w_max)) {}
+
+  __device__ __forceinline__ Real power(Real distance) const {
+    const Real base = distance < 0 ? Real(0) : distance;
+    if (exponent == 1) return base;
+    if (exponent == 2) return base * base;
+    return exponent == 0 ? Real(1) : general_power(base, exponent);
+  }
+  __device__ __forceinline__ Real plus(Real w) const {
+    if (dependence == Dependence::none) return 1;
+    if (dependence == Dependence::proportional) return w;
+    return dependence == Dependence::soft ? power(w_max - w) : Real(w < w_max);
+  }
+  __device__ __forceinline__ Real minus(Real w) const {
+    if (dependence == Dependence::none) return 1;
+    if (dependence == Dependence::proportional) return w;
+    return dependence == Dependence::soft ? power(w - w_min) : Real(w > w_min);
+  }
+  __device__ __forceinline__ Real clamped(Real w) const { return w < w_min ? w_min : w > w_max ? w_max : w; }
+};
+
+// The state of synapses after their weights are final; absent where nobody asks.
+template <class Real>
+struct Consolidation {
+  const uint8_t* before;
+  uint8_t* after;
+  Real on, off;
+
+  __device__ __forceinline__ void write(int64_t at, Real weight) const {
+    if (after) after[at] = consolidation::transmits(weight, before[at], on, off);
+  }
+};
+
+// --- Both sides
+
+// The neurons of one side: spikes [T, B, P, N], or [T, B, N] that P sub-networks share.
+template <class Real>
+struct Side {
+  int64_t T, B, P, N, stride;  // stride: N with padding, of the rows that are written
+  bool own, binary, in_packs;
+  bool nearest, slow;
+  enum class Reads { after, before, added } reads;  // of the trace: with this step's spike, without it, or what it adds
+  Real decay, gain, target, slow_decay, slow_amplitude;
+  const Real* amplitude;  // [P], or nullptr for 1
+  Factor<Real> factor;
+  const Real *given, *given_slow;             // traces before the first step, or nullptr for 0
+  Real *trace, *trace_slow;                   // and after the last one, or nullptr
+  Real *start, *read, *counts, *slow_counts;  // [B, P, stride]; [T, B, P, stride] each; or nullptr
+  uint8_t* marks;                             // [T, B, P, stride], or nullptr
+  float *peak_of_read, *peak_of_counts;       // by block, or nullptr
+};
 
 // start: m · the given trace. read: m · (what the step reads of the trace − target). counts: m · spike · amplitude;
 // slow_counts: m · spike · the slow trace's part of the amplitude, which is in counts where nobody asks for it. marks:
@@ -514,26 +633,104 @@ __global__ void __launch_bounds__(kThreads)
 
 // --- All other rules: step by step
 
-// A tile of weights stays in registers for all steps, a few rows of four weights per thread.
+// Weights [S, J, I] and both sides, as follow left them.
+template <class Real>
+struct Steps {
+  const Real* weight;
+  Real* result;
+  int64_t T, B, S, J, I, P;  // P: sub-networks of the pre-synaptic side
+  bool in_packs;
+  const Real *x, *minus, *slow;  // [T, B, P, pre_stride]; slow: or nullptr
+  const Real *plus, *y;          // [T, B, S, post_stride]
+  int64_t pre_stride, post_stride;
+  const Real* a_minus;  // [S]
+  Real keep;
+  bool evaluates_each_step, clamps_each_step, clamps_at_the_end;
+  Bounds<Real> bounds;
+  Consolidation<Real> consolidation;
+
+  __device__ __forceinline__ Real last(Real w) const { return clamps_at_the_end ? bounds.clamped(w) : w; }
+};
+
+template <class Real>
+constexpr int kRows = std::is_same_v<Real, double> ? 2 : 4;  // of weights, per thread
+constexpr int kStepI = 64, kStepB = 8;
+template <class Real>
+constexpr int kStepJ = kThreads / (kStepI / 4) * kRows<Real>;
+
+// A tile of weights stays in registers for all steps, a few rows of four weights per thread; the sides of a step come
+// through shared memory, some samples at a time.
 // Machine code: 128-bit loads, no global atomics
 template <class Real>
 __global__ void __launch_bounds__(kThreads) stdp_step_kernel(Steps<Real> steps) {
-  constexpr int rows = kRows<Real>;
-  const StepPlace<Real> place(steps, blockIdx.x, 0, 0, steps.J);
-  const int64_t at = (place.s * steps.J + place.j) * steps.I + place.i;
-  const Real a_minus = steps.a_minus[place.s];
+  constexpr int rows = kRows<Real>, J = kStepJ<Real>;
+  ARTSY_SHARED(Four<Real>, x, [kStepB][kStepI / 4]);
+  ARTSY_SHARED(Four<Real>, minus, [kStepB][kStepI / 4]);
+  ARTSY_SHARED(Four<Real>, plus, [kStepB][J / 4]);
+  ARTSY_SHARED(Four<Real>, y, [kStepB][J / 4]);
+  const int column = int(threadIdx.x) % (kStepI / 4), row = int(threadIdx.x) / (kStepI / 4) * rows,
+            first_i = column * 4;
+  const int64_t tiles_i = (steps.I - 1) / kStepI + 1, tiles_j = (steps.J - 1) / J + 1;
+  const int64_t i0 = blockIdx.x % tiles_i * kStepI, j0 = blockIdx.x / tiles_i % tiles_j * J;
+  const int64_t s = blockIdx.x / tiles_i / tiles_j, p = steps.P == 1 ? 0 : s;
+  const int64_t i = i0 + first_i, left = steps.I - i, at = (s * steps.J + j0 + row) * steps.I + i;
+  const Real a_minus = steps.a_minus[s];
 
   Four<Real> w[rows], before[rows];
 #pragma unroll
   for (int r = 0; r < rows; ++r) {
     w[r] = {};
-    if (place.j + r < steps.J) w[r] = read_four(steps.weight + at + r * steps.I, place.left, steps.in_packs);
+    if (j0 + row + r < steps.J) w[r] = read_four(steps.weight + at + r * steps.I, left, steps.in_packs);
     before[r] = w[r];
   }
 #pragma unroll 1
   for (int64_t t = 0; t < steps.T; ++t) {
     Four<Real> ltp[rows] = {}, ltd[rows] = {};
-    sum_pairs(steps, place, a_minus, t, ltp, ltd);
+#pragma unroll 1
+    for (int64_t first = 0; first < steps.B; first += kStepB) {
+      __syncthreads();  // all have read the samples before
+      {
+        static_assert(kStepB * (kStepI / 4) == kThreads, "one read per thread");
+        const int b = int(threadIdx.x) / (kStepI / 4);
+        const int64_t from = ((t * steps.B + first + b) * steps.P + p) * steps.pre_stride + i;
+        Four<Real> read = {}, counts = {};
+        if (first + b < steps.B && i < steps.pre_stride) {
+          read = load<Real, 4>(steps.x + from);
+          counts = load<Real, 4>(steps.minus + from);
+#pragma unroll
+          for (int n = 0; n < 4; ++n) counts.number[n] *= a_minus;
+          if (steps.slow) {
+            const auto slow = load<Real, 4>(steps.slow + from);
+#pragma unroll
+            for (int n = 0; n < 4; ++n) counts.number[n] += slow.number[n];
+          }
+        }
+        x[b][column] = read;
+        minus[b][column] = counts;
+      }
+      if (threadIdx.x < kStepB * (J / 4)) {
+        const int b = int(threadIdx.x) / (J / 4), n = int(threadIdx.x) % (J / 4), first_j = n * 4;
+        const int64_t from = ((t * steps.B + first + b) * steps.S + s) * steps.post_stride + j0 + first_j;
+        const bool is_there = first + b < steps.B && j0 + first_j < steps.post_stride;
+        plus[b][n] = is_there ? load<Real, 4>(steps.plus + from) : Four<Real>{};
+        y[b][n] = is_there ? load<Real, 4>(steps.y + from) : Four<Real>{};
+      }
+      __syncthreads();
+#pragma unroll 2
+      for (int b = 0; b < kStepB; ++b) {
+        const Four<Real> read = x[b][column], counts = minus[b][column];
+#pragma unroll
+        for (int r = 0; r < rows; ++r) {
+          const Real fired = plus[b][(row + r) / 4].number[(row + r) % 4],
+                     trace = y[b][(row + r) / 4].number[(row + r) % 4];
+#pragma unroll
+          for (int n = 0; n < 4; ++n) {
+            ltp[r].number[n] += fired * read.number[n];
+            ltd[r].number[n] += trace * counts.number[n];
+          }
+        }
+      }
+    }
 #pragma unroll
     for (int r = 0; r < rows; ++r)
 #pragma unroll
@@ -547,15 +744,25 @@ __global__ void __launch_bounds__(kThreads) stdp_step_kernel(Steps<Real> steps) 
   }
 #pragma unroll
   for (int r = 0; r < rows; ++r) {
-    if (place.j + r >= steps.J) continue;
+    if (j0 + row + r >= steps.J) continue;
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
       w[r].number[n] = steps.last(w[r].number[n]);
-      if (n < place.left) steps.consolidation.write(at + r * steps.I + n, w[r].number[n]);
+      if (n < left) steps.consolidation.write(at + r * steps.I + n, w[r].number[n]);
     }
-    write_four(steps.result + at + r * steps.I, w[r], place.left, steps.in_packs);
+    write_four(steps.result + at + r * steps.I, w[r], left, steps.in_packs);
   }
 }
+
+// Eligibility traces [B, S, J, I]: each synapse keeps one per sample, which m then pays for.
+template <class Real>
+struct Eligibility {
+  const Real* given;  // or nullptr for 0
+  Real* trace;
+  Real decay;
+  bool delayed, reads_weights;
+  Factor<Real> factor;
+};
 
 // One synapse per thread. Where the weights are read at each step, step by step; else sample by sample, with the trace
 // in a register.
@@ -620,9 +827,74 @@ __global__ void __launch_bounds__(kThreads) stdp_eligible_kernel(Steps<Real> ste
 
 // --- What the launcher calls. All tensors are contiguous; every size may be 0.
 
+constexpr int64_t padded(int64_t size) { return ceil_div(size, kPad) * kPad; }
+
+inline int64_t blocks_for(int64_t items) {
+  const int64_t blocks = ceil_div(items, kThreads);
+  return blocks < kMaxBlocks ? blocks : kMaxBlocks;
+}
+
+// Cuts one piece of memory into arrays; without memory it only measures.
+class Arena {
+ public:
+  explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    const int64_t at = bytes_;
+    bytes_ += ceil_div(count * int64_t(sizeof(T)), 256) * 256;
+    return memory_ ? reinterpret_cast<T*>(memory_ + at) : nullptr;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* memory_;
+  int64_t bytes_ = 0;
+};
+
+template <class Real>
+Factor<Real> factor_of(const Problem<Real>& p) {
+  return {nullptr, p.modulation, p.mask, p.own_modulation, p.share(), p.B, p.S};
+}
+
 template <class Real>
 Consolidation<Real> consolidation_of(const Problem<Real>& p) {
   return {p.functional, p.functional_result, p.on, p.off};
+}
+
+// A side with its neurons and traces, and as yet without anything to write but the traces.
+template <class Real>
+Side<Real> pre_side(const Problem<Real>& p, int64_t P) {
+  const Rule& rule = p.rule;
+  Side<Real> side = {};
+  side.T = p.T, side.B = p.B, side.P = P, side.N = p.I, side.stride = padded(p.I);
+  side.own = p.own_pre, side.binary = p.pre.binary;
+  side.nearest = rule.nearest, side.slow = rule.triplet.has_value();
+  side.reads = rule.exclusive ? Side<Real>::Reads::before : Side<Real>::Reads::after;
+  side.decay = Real(rule.decay_pre), side.gain = Real(rule.gain_pre), side.target = Real(rule.x_target);
+  if (rule.triplet)
+    side.slow_decay = Real(rule.triplet->decay_pre_slow), side.slow_amplitude = Real(rule.triplet->a_minus);
+  side.factor = {nullptr, nullptr, nullptr, false, 1, p.B, P};
+  side.given = p.given.pre, side.given_slow = p.given.pre_slow;
+  side.trace = p.traces.pre, side.trace_slow = p.traces.pre_slow;
+  return side;
+}
+
+template <class Real>
+Side<Real> post_side(const Problem<Real>& p) {
+  const Rule& rule = p.rule;
+  Side<Real> side = {};
+  side.T = p.T, side.B = p.B, side.P = p.S, side.N = p.J, side.stride = padded(p.J);
+  side.own = true, side.binary = p.post.binary;
+  side.nearest = rule.nearest, side.slow = rule.triplet.has_value();
+  side.reads = rule.exclusive ? Side<Real>::Reads::before : Side<Real>::Reads::after;
+  side.decay = Real(rule.decay_post), side.gain = Real(rule.gain_post);
+  if (rule.triplet)
+    side.slow_decay = Real(rule.triplet->decay_post_slow), side.slow_amplitude = Real(rule.triplet->a_plus);
+  side.factor = {nullptr, nullptr, nullptr, false, 1, p.B, p.S};
+  side.given = p.given.post, side.given_slow = p.given.post_slow;
+  side.trace = p.traces.post, side.trace_slow = p.traces.post_slow;
+  return side;
 }
 
 template <class Real>
@@ -680,7 +952,6 @@ class Stepwise {
         .slow = slow_,
         .plus = plus_,
         .y = y_,
-        .m = nullptr,
         .pre_stride = pre.stride,
         .post_stride = post.stride,
         .a_minus = p_.a_minus,
@@ -901,6 +1172,7 @@ bool is_summed(const Problem<Real>& p) {
 
 }  // namespace plasticity
 
+// The bytes of scratch memory that a call takes.
 template <class Real>
 int64_t stdp_scratch(const artsy::stdp::Problem<Real>& p) {
   if constexpr (std::is_same_v<Real, float>)
@@ -908,6 +1180,7 @@ int64_t stdp_scratch(const artsy::stdp::Problem<Real>& p) {
   return plasticity::Stepwise<Real>(p, nullptr).bytes();
 }
 
+// New weights, traces, and state of the synapses.
 template <class Real>
 void stdp(const artsy::stdp::Problem<Real>& p, void* scratch, cudaStream_t stream) {
   if constexpr (std::is_same_v<Real, float>)

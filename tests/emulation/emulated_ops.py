@@ -139,14 +139,14 @@ WORDS = {  # of a rule, as csrc/cpu/stdp/problem.h numbers them
 }
 
 
-def _stdp_problem(
+def _stdp(
+    emulator: Emulator,
     op: str,
     weight: Tensor,
     consolidation: tuple[Tensor, float, float] | None,
     flat: Sequence[Any],
     rule: dict[str, Any],
-) -> tuple[Tensor | None, ...]:
-    """A problem as stdp_problem.h takes it."""
+) -> tuple[Tensor, ...]:
     (_, pre, post, checked), keywords = check_stdp(op, weight, *flat, **rule)
     traces, modulation, mask = (keywords[name] for name in ("traces", "modulation", "mask"))
     T, B, S, J = post.shape
@@ -169,72 +169,17 @@ def _stdp_problem(
     amplitudes = (checked.a_plus, checked.a_minus)
     given = [None] * 5 if traces is None else traces
     inputs = _contiguous(pre, post, *amplitudes, *given, modulation, mask, weight, functional)
-    return (sizes, torch.tensor(numbers, dtype=torch.float64), *inputs)
-
-
-def _kept_by(rule: dict[str, Any]) -> tuple[bool, ...]:
-    """Of weight and traces, which there are."""
-    has_slow = rule["triplet"] is not None
-    return True, True, True, has_slow, has_slow, rule["eligibility"] is not None
-
-
-def _stdp(
-    emulator: Emulator,
-    op: str,
-    weight: Tensor,
-    consolidation: tuple[Tensor, float, float] | None,
-    flat: Sequence[Any],
-    rule: dict[str, Any],
-) -> tuple[Tensor, ...]:
-    problem = _stdp_problem(op, weight, consolidation, flat, rule)
-    pre, post = flat[:2]
+    problem = (sizes, torch.tensor(numbers, dtype=torch.float64), *inputs)
     scratch = weight.new_empty(emulator.call(f"scratch_{_word(weight)}", *problem), dtype=torch.uint8)
     shapes = (pre.shape[1:], post.shape[1:])
+    kept = (True, True, triplet is not None, triplet is not None, eligibility is not None)
     results = [
         weight.new_empty(shape if keep else 0)
-        for keep, shape in zip(
-            _kept_by(rule), (weight.shape, *shapes, *shapes, (*post.shape[1:], weight.shape[2])), strict=True
-        )
+        for keep, shape in zip((True, *kept), (weight.shape, *shapes, *shapes, (B, S, J, I)), strict=True)
     ]
     results.append(weight.new_empty(weight.shape if consolidation else 0, dtype=torch.bool))
     emulator.call(_word(weight), *problem, *results, scratch)
     return tuple(results)
-
-
-def stdp_backward(
-    emulator: Emulator, grads: Sequence[Tensor], weight: Tensor, *flat: Any, needs: Sequence[bool], **rule: Any
-) -> list[Tensor]:
-    problem = _stdp_problem("stdp_backward", weight, None, flat, rule)
-    arguments = (weight, *flat, *[None] * (len(needs) - 1 - len(flat)))
-    kept = (*[True] * 4, *_kept_by(rule), True, True)  # of the arguments
-    results = [
-        torch.empty_like(a, dtype=weight.dtype, memory_format=torch.contiguous_format) if need else None
-        for a, need in zip(arguments, needs, strict=True)
-    ]
-    found = [result if keep else None for result, keep in zip(results, kept, strict=True)][:11]
-    arriving = _contiguous(*(grad if keep else None for grad, keep in zip(grads, _kept_by(rule), strict=True)))
-    scratch = weight.new_empty(
-        emulator.call(f"scratch_{_word(weight)}", *problem, *arriving, *found), dtype=torch.uint8
-    )
-    emulator.call(_word(weight), *problem, *arriving, *found, scratch)
-    for result, keep in zip(results, kept, strict=True):
-        if result is not None and not keep:
-            result.zero_()
-    return [r.to(a.dtype) for r, a in zip(results, arguments, strict=True) if r is not None and a is not None]
-
-
-def stdp_consolidate_backward(
-    emulator: Emulator,
-    grads: Sequence[Tensor],
-    weight: Tensor,
-    _: Tensor,
-    *flat: Any,
-    needs: Sequence[bool],
-    **rule: Any,
-) -> list[Tensor]:
-    needs = [needs[0], *needs[2:]]
-    del rule["on"], rule["off"]
-    return stdp_backward(emulator, grads[:6], weight, *flat, needs=needs, **rule)
 
 
 OPS = {
@@ -243,7 +188,6 @@ OPS = {
     "encode_spikes": [encode_spikes],
     "consolidate": [consolidate],
     "stdp": [stdp, stdp_, stdp_consolidate],
-    "stdp_backward": [stdp_backward, stdp_consolidate_backward],
 }
 """Per program, tests/emulation/<op>.cpp, the ops that its kernels compute."""
 

@@ -1,7 +1,6 @@
 """Per file of kernels a call that is right where they are, and the program (tests/emulation/<name>.cpp) to ask."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from emulation.emulated_ops import (
@@ -11,7 +10,6 @@ from emulation.emulated_ops import (
     encode_spikes,
     plan_routes,
     stdp,
-    stdp_backward,
 )
 from emulation.emulator import Emulator
 
@@ -73,31 +71,6 @@ def run_stdp(emulator: Emulator) -> None:
         torch.testing.assert_close((ours, x), (expected, traces.pre))
 
 
-def run_stdp_backward(emulator: Emulator) -> None:
-    common = {"decay_pre": 0.8, "decay_post": 0.7, "w_min": -9.0, "w_max": 9.0}
-    for rule in (
-        STDPRule(**common, dependence="soft", clamp="end", triplet=Triplet(0.9, 0.8, 0.02, 0.03)),
-        STDPRule(**common, clamp="step"),
-        STDPRule(**common, eligibility=0.5),
-        STDPRule(**common, eligibility=0.5, dependence="soft", evaluate="step"),
-    ):
-        leaves = [torch.rand(1, 17, 20), torch.rand(3, 2, 20), torch.rand(3, 2, 1, 17), torch.rand(1), torch.rand(1)]
-        modulation = torch.rand(3, 2)
-        differentiable = [leaf.clone().requires_grad_() for leaf in (*leaves, modulation)]
-        weight, pre, post, a_plus, a_minus, factor = differentiable
-        new, traces = reference.stdp(
-            weight, pre, post, replace(rule, a_plus=a_plus, a_minus=a_minus), modulation=factor
-        )
-        results = [new, *(torch.empty(0) if trace is None else trace for trace in traces)]
-        grads = [torch.randn_like(result) for result in results]
-        pairs = [(result, grad) for result, grad in zip(results, grads, strict=True) if result.requires_grad]
-        expected = torch.autograd.grad([result for result, _ in pairs], differentiable, [grad for _, grad in pairs])
-        needs = [True] * 5 + [False] * 5 + [True, False]
-        absent = [None] * 5
-        found = stdp_backward(emulator, grads, *leaves, *absent, modulation, None, needs=needs, **rule.flatten())
-        torch.testing.assert_close(found, list(expected), rtol=1e-4, atol=1e-4)
-
-
 def run_histogram(kernels: Emulator) -> None:
     x = torch.randint(20, (300,)).int()
     counts = torch.zeros(20, dtype=torch.int32)
@@ -133,7 +106,6 @@ RUNS: dict[str, tuple[str, Callable[[Emulator], None]]] = {
     "csrc/cuda/encode_spikes.cuh": ("encode_spikes", run_encode_spikes),
     "csrc/cuda/consolidate.cuh": ("consolidate", run_consolidate),
     "csrc/cuda/stdp.cuh": ("stdp", run_stdp),
-    "csrc/cuda/stdp_backward.cuh": ("stdp_backward", run_stdp_backward),
     "tests/emulation/kernels/histogram.cuh": ("kernels", run_histogram),
     "tests/emulation/kernels/product.cuh": ("kernels", run_product),
     "tests/emulation/kernels/rotate.cuh": ("kernels", run_rotate),

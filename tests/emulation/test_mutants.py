@@ -33,8 +33,8 @@ class Mutant:
     """A text of the changed file that stands in the line which the build names."""
 
 
-PLAN, COMBINE, ENCODE, STDP, STDP_BACKWARD = (
-    f"csrc/cuda/{name}.cuh" for name in ("plan_routes", "combine_routes", "encode_spikes", "stdp", "stdp_backward")
+PLAN, COMBINE, ENCODE, STDP = (
+    f"csrc/cuda/{name}.cuh" for name in ("plan_routes", "combine_routes", "encode_spikes", "stdp")
 )
 HISTOGRAM, PRODUCT, ROTATE, SEGMENTS = (
     f"tests/emulation/kernels/{name}.cuh" for name in ("histogram", "product", "rotate", "segments")
@@ -43,8 +43,7 @@ HISTOGRAM, PRODUCT, ROTATE, SEGMENTS = (
 MUTANTS = [
     Mutant(
         "missing barrier", PLAN,
-        "  of_warp[tile.warp][tile.lane] = counts;\n  __syncthreads();\n  const int column",
-        "  of_warp[tile.warp][tile.lane] = counts;\n  const int column",
+        "  __syncthreads();\n  const int column", "  const int column",
         "thread", "data race", "sum += of_warp[warp][column / 4];",
     ),
     Mutant(
@@ -83,7 +82,7 @@ MUTANTS = [
     Mutant(
         "words read from odd addresses", PLAN,
         "S % 4 == 0 && reinterpret_cast<uintptr_t>(data) % 4 == 0", "true",
-        "address", "misaligned address", "*reinterpret_cast<const uint32_t*>(row + s);",
+        "address", "misaligned address", "*reinterpret_cast<const uint32_t*>(next);",
     ),
     Mutant(
         "vectors read from odd addresses", COMBINE,
@@ -113,18 +112,8 @@ MUTANTS = [
     ),
     Mutant(
         "samples replaced while they are read", STDP,
-        "    __syncthreads();  // all have read the samples before\n", "",
+        "      __syncthreads();  // all have read the samples before\n", "",
         "thread", "data race", "const Real fired = plus[b][(row + r) / 4].number[(row + r) % 4],",
-    ),
-    Mutant(
-        "operands replaced while they are multiplied", STDP_BACKWARD,
-        "      __syncthreads();  // all have read what was there\n", "",
-        "thread", "data race", "const Four<Real> low = left[k][row / 4],",
-    ),
-    Mutant(
-        "matrix read behind its end", STDP_BACKWARD,
-        "          if (j < N) weights = read_four(", "          if (j <= N) weights = read_four(",
-        "address", "heap-buffer-overflow", "if (j <= N) weights = read_four(",
     ),
     Mutant(
         "shared memory that nobody has set", HISTOGRAM,

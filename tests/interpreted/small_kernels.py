@@ -2,7 +2,6 @@
 
 import sys
 import types
-from importlib import import_module
 
 import pytest
 import torch
@@ -64,32 +63,6 @@ def test_narrowing_keeps_what_is_no_number() -> None:
     one = torch.ones(1, 1)
     found = torch.cat([product(one, special[:, i : i + 1], torch.bfloat16) for i in range(6)], 1)
     torch.testing.assert_close(found, special.bfloat16(), rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize(
-    ("overflow", "empty", "expected"),
-    [
-        # sub-network, its rows, the tiles of that sub-network; offsets · N are 0, 6, 6, 15, and 18 rows in all.
-        (False, False, [(0, 0, 4, 0, 2), (0, 4, 6, 0, 2), (2, 6, 10, 2, 5), (2, 10, 14, 2, 5), (2, 14, 15, 2, 5),
-                        (-1, 15, 18, 5, 6)]),
-        (False, True, [(0, 0, 4, 0, 2), (0, 4, 6, 0, 2), (1, 6, 6, 2, 3), (2, 6, 10, 3, 6), (2, 10, 14, 3, 6),
-                       (2, 14, 15, 3, 6), (-1, 15, 18, 6, 7)]),
-        (True, False, [(-2, row, min(row + 4, 18), 0, 5) for row in range(0, 18, 4)]),
-        (True, True, [(0, 0, 0, 0, 1), (1, 0, 0, 1, 2), (2, 0, 0, 2, 3),
-                      *((-2, row, min(row + 4, 18), 3, 8) for row in range(0, 18, 4))]),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("block", [2, 64])
-def test_tiles_of_rows(overflow: bool, empty: bool, expected: list[tuple[int, ...]], block: int) -> None:
-    kernel = import_module("artsy_ext.ops.routed_adapter.triton").routed_adapter_tiles_kernel
-    number, offsets = len(expected) + 3, torch.tensor([0, 2, 2, 5])
-    tiles = torch.empty(5, number, dtype=torch.int64)
-    grid = (triton.cdiv(number, block),)
-    kernel[grid](offsets, torch.tensor(overflow), tiles, 3, 6, 3, 4, number, EMPTY=empty, BLOCK=block)
-    assert [tuple(tile) for tile in tiles.t().tolist()[: len(expected)]] == expected
-    s, begin, stop = tiles[:3, len(expected) :]
-    assert (s < 0).all()
-    assert (begin >= stop).all()
 
 
 @triton.jit

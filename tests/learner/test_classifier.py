@@ -59,6 +59,7 @@ def snapshot(classifier: ArtsyClassifier) -> dict[str, Any]:
     }
     if classifier.network_ is not None:
         facts |= {name: value.clone() for name, value in classifier.network_.state_dict().items()}
+        facts |= {f"kept {name}": value.clone() for name, value in classifier.statistics_.state_dict().items()}
     return facts
 
 
@@ -101,7 +102,8 @@ def test_probabilities(fitted: ArtsyClassifier, test_images: tuple[Tensor, Tenso
     functional = fitted.synapse_mask(images)[:, fitted.task_of_class_]
     assert torch.equal(probabilities > 0, functional)
     assert torch.equal(logits.isfinite(), functional)
-    assert_same(probabilities, logits.exp())
+    # The scale is that of the training head.
+    torch.testing.assert_close(probabilities, (16.0 * logits).softmax(1))
     assert_same(torch.tensor(fitted.classes_)[probabilities.argmax(1)], fitted.predict(images))
     assert not logits.requires_grad
 
@@ -128,7 +130,7 @@ def test_what_was_learned_does_not_change(
         assert network.vit is classifier.vit  # E0 is never copied
         own_classes = torch.tensor(classifier.task_of_class_)
         for earlier in range(t + 1):
-            # The weights, features and Gaussians of an earlier task.
+            # The weights, features, prototypes and, told the true sub-network, answers for an earlier task's images.
             images, _ = tasks[earlier].tensors
             mask = torch.nn.functional.one_hot(torch.full((len(images),), earlier), t + 1).bool()
             own = own_classes == earlier
@@ -136,11 +138,10 @@ def test_what_was_learned_does_not_change(
             facts["features"] = network.vit.subnetwork_features(
                 network.vit.embed(images), network.bank, plan_routes(mask)
             )
-            space = network.decision.spaces[earlier]
-            for kept, rows in (("own", space.task == earlier), ("base", own)):
-                gaussians = space if kept == "own" else network.decision.base
-                for name in ("mean", "own", "width", "freedom"):
-                    facts[f"{kept} {name}"] = getattr(gaussians, name)[rows].clone()
+            facts["prototypes"] = network.head.prototypes[earlier, own]
+            facts["base prototypes"] = network.head.base_prototypes[own]
+            facts["answers"] = classifier.predict(images, mask=mask)
+            facts |= {name: value[own].clone() for name, value in classifier.statistics_.state_dict().items()}
             if earlier == t:
                 before.append(facts)
             assert_same(facts, before[earlier])
@@ -171,14 +172,13 @@ def test_no_image_is_kept(
     # What is stored is the same from 10 and from 30 images, so none is in it.
     assert sizes[0] == sizes[1]
     C, D, K = 5, 16, 3
-    assert sizes[0]["decision.base.mean"] == [C, D]
-    assert sizes[0]["decision.base.own"] == [C, D * (D + 1) // 2]
-    assert sizes[0]["decision.own.0.mean"] == [C, 2 * D]
-    assert sizes[0]["decision.own.1.mean"] == [K, 2 * D]
-    assert sizes[0]["decision.own.1.own"] == [K, 4 * 2 * D]
+    assert sizes[0]["statistics.mean"] == [C, D]
+    assert sizes[0]["statistics.covariance"] == [C, D, D]
+    assert sizes[0]["network.head.base_prototypes"] == [C, D]
+    assert sizes[0]["network.head.prototypes"] == [2, C, D]
     if synapse == "stdp":
-        assert sizes[0]["synapses.weight"] == [2, K, 2 * D + 1]
-    assert not any(name.startswith("vit") for name in sizes[0])
+        assert sizes[0]["network.synapses.weight"] == [2, K, 2 * D + 1]
+    assert not any(name.startswith("network.vit") for name in sizes[0])
 
 
 def test_whitening_is_by_the_statistics_given_or_by_the_first_task(
@@ -187,7 +187,8 @@ def test_whitening_is_by_the_statistics_given_or_by_the_first_task(
     mean, sigma = torch.randn(16), torch.diag(torch.rand(16) + 0.5)
     given = ArtsyClassifier(tiny_vit, (mean, sigma), config=tiny_config).fit_task(tasks[0]).network_
     assert given is not None
-    assert_same(given.whitening.mean, mean)
+    for part in (given.whitening, given.head):
+        assert_same(part.mean, mean)
 
     classifier = ArtsyClassifier(tiny_vit, config=tiny_config).fit_task(tasks[0])
     own = classifier.network_
@@ -208,17 +209,6 @@ def test_settings_reach_the_parts(synapse: str, tiny_vit: VisionTransformer, tas
         scale=0.7,
         epochs=1,
         quantile=0.1,
-        highest_threshold=0.3,
-        gate_evidence=False,
-        recalibrate=False,
-        pseudo_negatives=False,
-        statistics="diagonal",
-        base_statistics="low-rank",
-        statistics_rank=2,
-        covariance_shrinkage=0.4,
-        temperature=3.0,
-        base_features=False,
-        real_negatives=False,
         fallback="none",
         stdp_steps=4,
         stdp_rate=0.3,
@@ -242,12 +232,6 @@ def test_settings_reach_the_parts(synapse: str, tiny_vit: VisionTransformer, tas
     synapses = network.synapses
     assert (synapses.quantile, synapses.fallback) == (0.1, "none")
     assert (synapses.held_out, synapses.calibration_samples) == (0.4, 11)
-    assert (synapses.highest_threshold, synapses.temperature) == (0.3, 3.0)
-    assert (synapses.evidence, synapses.recalibrate, synapses.pseudo_negatives) == (False, False, False)
-    decision = network.decision
-    assert (decision.temperature, decision.base_features, decision.negatives) == (3.0, False, False)
-    for gaussians, kind, rank in ((decision.base, "low-rank", 2), (decision.spaces[0], "diagonal", 0)):
-        assert (gaussians.kind, gaussians.rank, gaussians.shrinkage) == (kind, rank, 0.4)
     x, y = tasks[0].tensors
     h0 = tiny_vit(x).detach()
     expected = Whitening(h0.mean(0), within_class_covariance(h0, y), 0.3)
@@ -324,8 +308,7 @@ def test_subnetworks_may_come_from_elsewhere(
     assert asked == [(tasks[0], [3, 7], 0), (tasks[1], [0, 5, 12], 1)]
     assert classifier.seconds_["subnetworks"] == 200.0
     assert 0 < classifier.seconds_["synapses"] < 100
-    assert 0 < classifier.seconds_["statistics"] < 100
-    assert 0 < classifier.seconds_["negatives"] < 100
+    assert 0 < classifier.seconds_["prototypes"] < 100
     assert classifier.network_ is not None
     assert classifier.network_.bank.adapters[0].up_bias[:, 0].tolist() == [1.0, 2.0]
 
@@ -466,7 +449,7 @@ def test_load_of_a_newer_format(saved: Path, tiny_vit: VisionTransformer) -> Non
     facts = json.loads((saved / "model.json").read_text())
     newer = {"format": facts["format"] + 1, "shape": "unheard of"}
     (saved / "model.json").write_text(json.dumps(newer))
-    with pytest.raises(ValueError, match=r"^load: .*saved has format 3, this version of artsy_ext reads 2$"):
+    with pytest.raises(ValueError, match=r"^load: .*saved has format 2, this version of artsy_ext reads up to 1$"):
         ArtsyClassifier.load(saved, tiny_vit)
 
 

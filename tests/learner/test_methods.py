@@ -17,23 +17,22 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from artsy_ext.data import Images, Stream, Task
-from artsy_ext.learner import METHODS, Features, LearnerConfig, SeedContext, controls
-from artsy_ext.learner import context as contexts
+from artsy_ext.learner import METHODS, Features, LearnerConfig, SeedContext, methods
 from artsy_ext.learner.progress import Progress
-from artsy_ext.learner.training import new_bank
+from artsy_ext.learner.training import new_bank, own_features
 from artsy_ext.nn import RoutedViT
 from artsy_ext.ops import Routes
 
-CLASSIFIERS = ("artsy", "artsy-mlp", "oracle", "random", "shuffled", "synapses")
+CLASSIFIERS = ("artsy", "artsy-mlp", "oracle", "random", "synapses")
 
 
 def context_of(stream: Stream, vit: nn.Module, config: LearnerConfig, statistics: Any = None) -> SeedContext:
     return SeedContext(stream, Features(RoutedViT(vit)), statistics, config, 0, Progress.silent())
 
 
-def batch(context: SeedContext, images: Tensor, tasks: Tensor) -> contexts.Batch:
+def batch(context: SeedContext, images: Tensor, tasks: Tensor) -> methods.Batch:
     with torch.no_grad():
-        return contexts.Batch(images, context.vit.base_features(context.vit.embed(images)), tasks)
+        return methods.Batch(images, context.vit.base_features(context.vit.embed(images)), tasks)
 
 
 def run(context: SeedContext, names: Sequence[str]) -> SimpleNamespace:
@@ -43,7 +42,7 @@ def run(context: SeedContext, names: Sequence[str]) -> SimpleNamespace:
     sizes = [len(task.test) for task in stream.tasks]
     tasks = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     made = {name: METHODS[name](context) for name in names}
-    predictions: dict[str, list[contexts.Prediction]] = {name: [] for name in names}
+    predictions: dict[str, list[methods.Prediction]] = {name: [] for name in names}
     for t, task in enumerate(stream.tasks):
         seen = sum(sizes[: t + 1])
         for name, method in made.items():
@@ -63,14 +62,14 @@ def fast(tiny_config: LearnerConfig) -> LearnerConfig:
 def everything(tiny_vit: VisionTransformer, fast: LearnerConfig, tiny_stream: Stream) -> SimpleNamespace:
     """One run of all methods, and how often a sub-network was trained for it."""
     trained: list[int] = []
-    train = contexts.train_subnetwork
+    train = methods.train_subnetwork
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         trained.append(kwargs["task"])
         return train(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contexts, "train_subnetwork", counted)
+        patch.setattr(methods, "train_subnetwork", counted)
         result = run(context_of(tiny_stream, tiny_vit, fast), list(METHODS))
     result.trained = trained
     return result
@@ -78,20 +77,14 @@ def everything(tiny_vit: VisionTransformer, fast: LearnerConfig, tiny_stream: St
 
 def test_the_methods_of_the_table() -> None:
     assert set(METHODS) == {
-        "aper",
         "artsy",
         "artsy-mlp",
         "ease",
         "finetune",
-        "first-session",
-        "first-session-matched",
         "joint",
         "lda",
         "oracle",
-        "qda",
         "random",
-        "ranpac",
-        "shuffled",
         "simplecil",
         "synapses",
     }
@@ -107,16 +100,16 @@ def test_every_method_learns_task_by_task(name: str, everything: SimpleNamespace
         assert prediction.labels.max() <= tiny_stream.tasks[t].classes[-1]
         if prediction.mask is not None:
             assert (prediction.mask.shape, prediction.mask.dtype) == ((seen, t + 1), torch.bool)
-    has_subnetworks = name in ("artsy", "artsy-mlp", "oracle", "random", "shuffled", "ease")
+    has_subnetworks = name in ("artsy", "artsy-mlp", "oracle", "random", "ease")
     assert all((prediction.mask is not None) == has_subnetworks for prediction in everything.predictions[name])
     assert everything.methods[name].training_seconds > 0
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"finetune", "random", "shuffled"}))
+@pytest.mark.parametrize("name", ["artsy", "artsy-mlp", "ease", "joint", "lda", "oracle", "simplecil", "synapses"])
 def test_what_can_be_learned_is_learned(name: str, everything: SimpleNamespace) -> None:
-    # A sixth is right by chance; wrong sub-networks and one adapter trained on task after task don't get far.
+    # A sixth is right by chance; random sub-networks and one adapter trained on task after task don't get far.
     right = (everything.predictions[name][-1].labels == everything.labels).float().mean()
-    assert right > 0.7
+    assert right > (0.4 if name == "joint" else 0.7)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -175,22 +168,9 @@ def test_silent_fraction(everything: SimpleNamespace) -> None:
 SUBNETWORK = 2 * (16 * 4 + 4 + 4 * 16 + 16)
 STDP_WEIGHTS = 6 * 33  # a unit per class, ON and OFF afferents and the bias
 GATES = 3 * (16 * 8 + 8 + 8 + 1)
-WHITENING = 4 * (16 + 16 * 16)  # from the first task, as nothing is known of the pre-training data
-CENTRE = 4 * 16  # its mean alone
-
-
-def full(C: int, D: int) -> int:
-    """Bytes of C classes: mean, samples and width of each, and triangles of theirs and of the common covariance."""
-    return 4 * (C * (D + 2) + (C + 1) * D * (D + 1) // 2)
-
-
-def low_rank(C: int, D: int) -> int:
-    """The same with four directions of each class."""
-    return 4 * (C * (D + 2) + D * (D + 1) // 2 + C * 4 * D)
-
-
-# The sub-networks know the classes of their own and of later tasks: 6, 4 and 1.
-GAUSSIANS = full(6, 16) + low_rank(6, 32) + low_rank(4, 32) + low_rank(1, 32) + WHITENING
+GAUSSIANS = 4 * (6 * 16 + 6 * 16 * 16 + 16 + 16 * 16)  # and the whitening, here from the first task
+PROTOTYPES = 4 * (6 * 16 + 6 * 16)  # of each class in E0's space and in its own sub-network's
+CENTRE = 4 * 16  # the first task's mean, as nothing is known of the pre-training data
 ALL_PROTOTYPES = 4 * (6 * 16 + 3 * 6 * 16)  # in every space
 ONE_ADAPTER = SUBNETWORK + 6 * (16 + 1)
 
@@ -198,22 +178,16 @@ ONE_ADAPTER = SUBNETWORK + 6 * (16 + 1)
 @pytest.mark.parametrize(
     ("name", "total", "statistics_bytes"),
     [
-        ("artsy", 3 * SUBNETWORK + STDP_WEIGHTS, GAUSSIANS),
-        ("oracle", 3 * SUBNETWORK + STDP_WEIGHTS, GAUSSIANS),
-        ("random", 3 * SUBNETWORK + STDP_WEIGHTS, GAUSSIANS),
-        ("shuffled", 3 * SUBNETWORK + STDP_WEIGHTS, GAUSSIANS),
-        ("artsy-mlp", 3 * SUBNETWORK + GATES, GAUSSIANS),
-        ("synapses", STDP_WEIGHTS, full(6, 16) + WHITENING),
+        ("artsy", 3 * SUBNETWORK + STDP_WEIGHTS, GAUSSIANS + PROTOTYPES),
+        ("oracle", 3 * SUBNETWORK + STDP_WEIGHTS, GAUSSIANS + PROTOTYPES),
+        ("random", 3 * SUBNETWORK + STDP_WEIGHTS, GAUSSIANS + PROTOTYPES),
+        ("artsy-mlp", 3 * SUBNETWORK + GATES, GAUSSIANS + PROTOTYPES),
+        ("synapses", STDP_WEIGHTS, GAUSSIANS),
         ("ease", 3 * SUBNETWORK, ALL_PROTOTYPES + CENTRE),
         ("simplecil", 0, 4 * 6 * 16 + CENTRE),
         ("lda", 0, 4 * (6 * 16 + 16 * 16)),
-        ("qda", 0, full(6, 16) + WHITENING),
-        ("ranpac", 0, 4 * (2000 * 2001 // 2 + 2000 * 6) + WHITENING),
-        ("aper", SUBNETWORK, 4 * 6 * 32 + CENTRE),
-        ("first-session", SUBNETWORK, full(6, 32) + WHITENING),
-        ("first-session-matched", SUBNETWORK, full(6, 32) + WHITENING),
-        ("joint", SUBNETWORK, full(6, 32) + WHITENING),
         ("finetune", ONE_ADAPTER, 0),
+        ("joint", ONE_ADAPTER, 0),
     ],
 )
 def test_parameters_by_hand(name: str, total: int, statistics_bytes: int, everything: SimpleNamespace) -> None:
@@ -229,11 +203,6 @@ def test_artsy_is_the_classifier(everything: SimpleNamespace) -> None:
         classifier, prediction = everything.context.classifier(kind), everything.predictions[name][-1]
         assert torch.equal(prediction.mask, classifier.synapse_mask(everything.images))
         assert torch.equal(prediction.labels, classifier.predict(everything.images))
-
-
-def test_shuffled_opens_the_next_subnetwork(everything: SimpleNamespace) -> None:
-    mask, shuffled = (everything.predictions[name][-1].mask for name in ("artsy", "shuffled"))
-    assert torch.equal(shuffled, mask[:, [2, 0, 1]])
 
 
 def test_the_oracle_runs_the_true_subnetwork(everything: SimpleNamespace) -> None:
@@ -287,7 +256,7 @@ def test_synapses_answer_without_a_subnetwork(everything: SimpleNamespace, monke
 def lessons(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     """What the training loop was given, and the head before and after."""
     calls: list[SimpleNamespace] = []
-    train = controls.train_adapter
+    train = methods.train_adapter
 
     def recorded(vit: Any, bank: Any, head: Any, dataset: Any, *args: Any, **kwargs: Any) -> None:
         call = SimpleNamespace(labels=torch.tensor([int(y) for _, y in dataset]), rate=kwargs["learning_rate"])
@@ -296,7 +265,7 @@ def lessons(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
         call.end = {name: value.clone() for name, value in {**head.state_dict(), **bank.state_dict()}.items()}
         calls.append(call)
 
-    monkeypatch.setattr(controls, "train_adapter", recorded)
+    monkeypatch.setattr(methods, "train_adapter", recorded)
     return calls
 
 
@@ -305,7 +274,7 @@ def test_finetune_goes_on_with_a_wider_head(
 ) -> None:
     run(context_of(tiny_stream, tiny_vit, fast), ["finetune"])
     assert [lesson.labels.unique().tolist() for lesson in lessons] == [[0, 1], [2, 3, 4], [5]]
-    assert {lesson.rate for lesson in lessons} == {fast.learning_rate}
+    assert {lesson.rate for lesson in lessons} == {fast.baseline_learning_rate}
     for before, after, old, new in zip(lessons, lessons[1:], (2, 5), (5, 6), strict=False):
         for name, value in after.start.items():
             kept = value[:old] if name in ("weight", "bias") else value
@@ -315,27 +284,22 @@ def test_finetune_goes_on_with_a_wider_head(
         assert (after.start["bias"][old:] == 0).all()
 
 
-@pytest.mark.parametrize(("name", "epochs", "classes"), [("first-session-matched", 3, 2), ("joint", 5, 6)])
-def test_how_long_one_adapter_is_trained_and_on_what(
-    name: str,
-    epochs: int,
-    classes: int,
-    tiny_vit: VisionTransformer,
-    fast: LearnerConfig,
-    tiny_stream: Stream,
-    monkeypatch: pytest.MonkeyPatch,
+def test_joint_is_trained_once_on_all_tasks(
+    lessons: list[SimpleNamespace], tiny_vit: VisionTransformer, fast: LearnerConfig, tiny_stream: Stream
 ) -> None:
-    calls: list[tuple[list[int], int]] = []
-    train = controls.train_subnetwork
-
-    def recorded(vit: Any, dataset: Any, labels: Tensor, config: LearnerConfig, **kwargs: Any) -> Any:
-        calls.append((sorted({int(y) for _, y in dataset}), config.epochs))
-        return train(vit, dataset, labels, config, **kwargs)
-
-    monkeypatch.setattr(controls, "train_subnetwork", recorded)
-    config = dataclasses.replace(fast, joint_epochs=5)  # and three tasks of one epoch
-    run(context_of(tiny_stream, tiny_vit, config), [name])
-    assert calls == [(list(range(classes)), epochs)]
+    result = run(context_of(tiny_stream, tiny_vit, fast), ["joint"])
+    (lesson,) = lessons
+    everything = torch.cat([task.train.tensors[1] for task in tiny_stream.tasks])
+    assert torch.equal(lesson.labels.sort().values, everything.sort().values)
+    assert lesson.rate == fast.baseline_learning_rate
+    assert lesson.start["weight"].shape == (6, 16)
+    assert (lesson.start["blocks.0.up"] == 0).all()  # as a new adapter
+    # The same network answers after each task, among the classes seen until then.
+    method = result.methods["joint"]
+    logits = method.head(own_features(method.vit, method.bank, result.images))
+    for t, prediction in enumerate(result.predictions["joint"]):
+        seen = len(prediction.labels)
+        assert torch.equal(prediction.labels, logits[:seen, : tiny_stream.tasks[t].classes[-1] + 1].argmax(1))
 
 
 # Hand-made features
@@ -444,51 +408,6 @@ def test_lda_by_its_formula_with_classes_of_any_size(by_hand: Callable[..., Seed
     assert asked(method, x[:, None]) == torch.stack(distances, 1).argmin(1).tolist()
 
 
-def test_qda_by_its_formula(by_hand: Callable[..., SeedContext]) -> None:
-    D, sizes = 6, (20, 40, 15)
-    labels = torch.arange(3).repeat_interleave(torch.tensor(sizes))
-    h0 = torch.cat([correlated(n, D, c) * (1 + c) for c, n in enumerate(sizes)]) + correlated(3, D, 9)[labels]
-    method = METHODS["qda"](by_hand(D, (torch.zeros(D), torch.eye(D))))
-    for c in range(3):
-        method.fit_task(task_of((c,), h0[labels == c, None], labels[labels == c]))
-    rows = [h0[labels == c].double() for c in range(3)]
-    pooled = sum((len(r) - 1) * r.t().cov() for r in rows) / (sum(sizes) - 3)
-    pooled = 0.98 * pooled + torch.diag(0.02 * pooled.diagonal() + 1e-4 * pooled.diagonal().mean())
-    normals = [torch.distributions.MultivariateNormal(r.mean(0), 0.2 * r.t().cov() + 0.8 * pooled) for r in rows]
-    x = correlated(500, D, 2) * 2
-    expected = torch.stack([normal.log_prob(x.double()) for normal in normals], 1).argmax(1).tolist()
-    assert asked(method, x[:, None]) == expected
-    assert len(set(expected)) == 3
-
-
-def test_ranpac_chooses_its_ridge_on_what_it_holds_out(by_hand: Callable[..., SeedContext]) -> None:
-    # Whoever learns noise wants a strong ridge, whoever learns what is plain to see a weak one.
-    D, labels = 6, torch.arange(4).repeat_interleave(50)
-    strengths = []
-    for signal in (0.0, 50.0):
-        method: Any = METHODS["ranpac"](by_hand(D, (torch.zeros(D), torch.eye(D))))
-        used: list[float] = []
-        solve = method._solve
-        method._solve = lambda gram, sums, ridge, solve=solve, used=used: used.append(ridge) or solve(gram, sums, ridge)
-        h0 = signal * torch.eye(D)[labels] + torch.randn(200, D, generator=torch.Generator().manual_seed(0))
-        method.fit_task(task_of((0, 1, 2, 3), h0[:, None], labels))
-        assert used[:-1] == list(method.ridges)
-        strengths.append(used[-1])
-    assert strengths[0] > strengths[1]
-    assert asked(method, 50 * torch.eye(D)[:4, None]) == [0, 1, 2, 3]
-    # What was learned in two tasks is what is learned in one.
-    x = method.features(h0)
-    torch.testing.assert_close(method.gram, x.t() @ x)
-
-
-def test_aper_by_hand(by_hand: Callable[..., SeedContext]) -> None:
-    # Two classes that E0 can't tell apart and the first task's adapter can.
-    method = METHODS["aper"](by_hand(2, (torch.zeros(2), torch.eye(2))))
-    features = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])
-    method.fit_task(task_of((0, 1), features, torch.arange(2)))
-    assert asked(method, torch.tensor([[[9.0, 0.1], [2.0, 1.0]], [[3.0, 0.0], [1.0, 2.0]]])) == [0, 1]
-
-
 def unit(x: Tensor) -> Tensor:
     return x / x.norm()
 
@@ -538,9 +457,9 @@ def test_ease_is_its_formula(given: bool, by_hand: Callable[..., SeedContext], m
     method: Any = METHODS["ease"](by_hand(D, (mean, torch.eye(D)) if given else None))
 
     logits: list[Tensor] = []
-    forward = controls.PrototypeHead.forward
+    forward = methods.PrototypeHead.forward
     monkeypatch.setattr(
-        controls.PrototypeHead, "forward", lambda self, *args: logits.append(forward(self, *args)) or logits[-1]
+        methods.PrototypeHead, "forward", lambda self, *args: logits.append(forward(self, *args)) or logits[-1]
     )
     for t, classes in enumerate(tasks):
         rows = (labels >= classes[0]) & (labels <= classes[-1])

@@ -262,8 +262,8 @@ def test_new_banks_have_the_settings_of_the_config(num_subnetworks: int, tiny_vi
 
 def test_defaults_are_those_of_the_demo() -> None:
     config = LearnerConfig()
-    assert (config.rank, config.scale, config.epochs, config.batch_size, config.shift) == (48, 1.0, 20, 32, 2)
-    assert (config.learning_rate, config.head_scale) == (1e-2, 16.0)
+    assert (config.rank, config.scale, config.epochs, config.batch_size, config.shift) == (16, 0.3, 20, 32, 2)
+    assert (config.learning_rate, config.baseline_learning_rate, config.head_scale) == (2e-2, 1e-2, 16.0)
     assert (config.quantile, config.stdp_steps, config.stdp_rate, config.stdp_epochs) == (0.02, 8, 0.2, 5)
     assert (config.mlp_hidden, config.mlp_steps) == (32, 300)
 

@@ -1,9 +1,12 @@
-"""Covariances and whitening against numbers worked by hand."""
+"""Whitening and class statistics against numbers worked by hand, and pseudo-samples against their own moments."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor
 
-from artsy_ext.nn import Whitening, covariance, within_class_covariance
+from artsy_ext.nn import ClassStatistics, Whitening, covariance, within_class_covariance
 
 
 def skewed(n: int, seed: int = 0) -> Tensor:
@@ -66,3 +69,88 @@ def test_whitening_is_state_and_not_trained() -> None:
     other.load_state_dict(whitening.state_dict())
     x = torch.randn(5, 3)
     assert torch.equal(other(x), whitening(x))
+
+
+def test_statistics_by_hand() -> None:
+    z = torch.tensor([[0.0, 1.0], [7.0, 7.0], [2.0, 1.0], [4.0, 4.0]])
+    statistics = ClassStatistics(2)
+    statistics.add_task(z, torch.tensor([0, 1, 0, 0]), range(2))
+    assert torch.equal(statistics.mean, torch.tensor([[2.0, 2.0], [7.0, 7.0]]))
+    # S = [[4, 3], [3, 3]] as above; the diagonal of 0.9·S + 0.1·diag(S) is that of S, the rest is 0.9 of it.
+    expected = torch.tensor([[[4.0, 2.7], [2.7, 3.0]], [[0.0, 0.0], [0.0, 0.0]]]) + 1e-4 * torch.eye(2)
+    torch.testing.assert_close(statistics.covariance, expected)
+
+
+def test_tasks_are_counted() -> None:
+    statistics = ClassStatistics(2)
+    assert statistics.num_classes == 0
+    for classes in (range(2), range(2, 5), range(5, 6)):
+        statistics.add_task(torch.randn(12, 2), torch.arange(12) % len(classes) + classes.start, classes)
+    assert statistics.task.tolist() == [0, 0, 1, 1, 1, 2]
+    assert statistics.num_classes == 6
+    assert (statistics.mean.shape, statistics.covariance.shape) == ((6, 2), (6, 2, 2))
+
+
+def test_an_older_tasks_statistics_stay() -> None:
+    statistics = ClassStatistics(2)
+    statistics.add_task(torch.randn(8, 2), torch.arange(8) % 2, range(2))
+    before = {name: value.clone() for name, value in statistics.state_dict().items()}
+    statistics.add_task(torch.randn(8, 2), torch.full((8,), 2), range(2, 3))
+    for name, value in before.items():
+        assert torch.equal(statistics.state_dict()[name][:2], value)
+
+
+@pytest.fixture
+def three_classes() -> ClassStatistics:
+    statistics = ClassStatistics(6)
+    labels = torch.arange(3).repeat_interleave(40)
+    shifts = torch.tensor([0.0, 50.0, -50.0])
+    statistics.add_task(skewed(120).float() + shifts[labels, None], labels, range(3))
+    return statistics
+
+
+def test_pseudo_samples_have_the_classes_moments(
+    three_classes: ClassStatistics, generator: Callable[[int], torch.Generator]
+) -> None:
+    z, labels = three_classes.sample(torch.tensor([2, 0]), 100_000, generator(0))
+    assert torch.equal(labels, torch.tensor([2, 0]).repeat_interleave(100_000))
+    for c in (2, 0):
+        rows, sigma = z[labels == c], three_classes.covariance[c]
+        scale = sigma.diagonal().sqrt()
+        # Five standard errors of a mean, and about that of a covariance, from 100,000 draws.
+        assert ((rows.mean(0) - three_classes.mean[c]).abs() < 5 * scale / 100_000**0.5).all()
+        assert ((covariance(rows) - sigma).abs() < 0.03 * scale[:, None] * scale).all()
+
+
+def test_pseudo_samples_follow_the_generator(
+    three_classes: ClassStatistics, generator: Callable[[int], torch.Generator]
+) -> None:
+    state = torch.get_rng_state()
+    first, again, other = (three_classes.sample(torch.arange(3), 4, generator(seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_pseudo_samples_of_no_class(
+    three_classes: ClassStatistics, generator: Callable[[int], torch.Generator]
+) -> None:
+    z, labels = three_classes.sample(torch.zeros(0, dtype=torch.int64), 7, generator(0))
+    assert (z.shape, labels.shape) == ((0, 6), (0,))
+
+
+def test_pseudo_samples_of_a_class_with_one_sample(generator: Callable[[int], torch.Generator]) -> None:
+    statistics = ClassStatistics(3)
+    statistics.add_task(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([0]), range(1))
+    z, _ = statistics.sample(torch.tensor([0]), 1000, generator(0))
+    assert (z - torch.tensor([1.0, 2.0, 3.0])).abs().amax() < 0.06  # a standard deviation of 0.01 remains
+
+
+def test_state_loads_into_empty_statistics(three_classes: ClassStatistics) -> None:
+    loaded = ClassStatistics(6)
+    loaded.load_state_dict(three_classes.state_dict())
+    torch.testing.assert_close(loaded.state_dict(), three_classes.state_dict(), rtol=0, atol=0)
+    loaded.add_task(torch.randn(4, 6), torch.full((4,), 3), range(3, 4))
+    assert loaded.task.tolist() == [0, 0, 0, 1]
+    with pytest.raises(RuntimeError, match="size mismatch for mean"):
+        ClassStatistics(5).load_state_dict(three_classes.state_dict())

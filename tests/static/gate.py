@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,19 +36,12 @@ PROMISES = {  # instructions on NVIDIA's and AMD's GPUs, or wider; None where an
     "128-bit loads": (r"LDG\.E\b.*\b(128|256)\b.*|LDGSTS\b.*\b128", r"global_load_dwordx4"),
     "128-bit stores": (r"STG\.E\b.*\b(128|256)\b.*", r"global_store_dwordx4"),
     "tensor cores": (r"(HMMA|HGMMA|UTCHMMA|IMMA|DMMA)\b.*", r"v_mfma_\w+"),
-    "newest tensor cores": (
-        {"sm_80": r"HMMA\b.*", "sm_90": r"HGMMA\b.*", "sm_100": r"UTC\w*MMA\b.*"},  # mma.sync, wgmma, tcgen05
-        r"v_mfma_\w+",
-    ),
     "asynchronous copies": (r"(LDGSTS|UTMALDG|UBLKCP)\b.*", None),
 }
 PROHIBITIONS = {
     "no global atomics": (r"(ATOM|ATOMG|RED|REDG)\b.*", r"(global|buffer|flat)_atomic_\w+"),
 }
-LIMITS = {  # of NVIDIA's GPUs, whatever the budget says
-    "at most 128 registers": lambda needs: needs.registers <= 128,
-    "at most 72 KiB of shared memory": lambda needs: needs.shared <= 72 * 1024,
-}
+REGISTERS = r"at most (\d+) registers"
 
 
 class GateError(Exception):
@@ -78,7 +71,6 @@ class Kernel(NamedTuple):
     needs: Needs
     opcodes: frozenset[str]
     promises: tuple[str, ...] = ()  # of a Triton kernel; those of a CUDA kernel stand in its source
-    narrow: tuple[str, ...] = ()  # lines of a Triton kernel whose accesses were to be wide and are not
 
 
 class Declared(NamedTuple):
@@ -246,6 +238,10 @@ def load_module(path: Path) -> ModuleType:
 @functools.cache
 def triton_kernels(source: Path, architecture: str) -> list[Kernel]:
     """Compiles every variant that the file lists."""
+    return [triton_kernel(source, variant, architecture) for variant in load_module(source).VARIANTS]
+
+
+def triton_kernel(source: Path, variant: Any, architecture: str) -> Kernel:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -254,44 +250,19 @@ def triton_kernels(source: Path, architecture: str) -> list[Kernel]:
         target = GPUTarget("hip", architecture, 64)
     else:
         target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
-    kernels = []
-    for variant in load_module(source).VARIANTS:
-        names = variant.kernel.arg_names
-        code = ASTSource(
-            variant.kernel,
-            {name: variant.signature.get(name, "constexpr") for name in names},
-            {(names.index(name),): value for name, value in variant.constants.items()},
-            {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
-        )
-        options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-        compiled = triton.compile(code, target=target, options=options)
-        shown = ", ".join([*variant.signature.values(), *(f"{k}={v}" for k, v in variant.constants.items())])
-        key = Key(f"triton {triton.__version__}", _relative(source), f"{compiled.metadata.name}<{shown}>", architecture)
-        needs, opcodes = _of_amd(compiled) if architecture in AMD else _of_nvidia(compiled)
-        narrow = () if architecture in AMD else narrow_accesses(compiled.asm["ptx"], source, variant.wide)
-        kernels.append(Kernel(key, needs, opcodes, variant.promises, narrow))
-    return kernels
-
-
-def narrow_accesses(ptx: str, source: Path, beginnings: Iterable[str]) -> tuple[str, ...]:
-    """Of the lines that begin so, those with an access to global memory, or none, that is not 16 bytes wide."""
-    access = re.compile(
-        r"\.loc\s+\d+ (?P<line>\d+)"
-        r"|cp\.async\.c[ag]\.shared\.global[^;]*?, (?P<bytes>0x\w+)"
-        r"|(?:ld|st)\.(?:volatile\.)?global[.\w:]*?(?:\.v(?P<count>\d))?\.b(?P<bits>\d+)"
+    names = variant.kernel.arg_names
+    code = ASTSource(
+        variant.kernel,
+        {name: variant.signature.get(name, "constexpr") for name in names},
+        {(names.index(name),): value for name, value in variant.constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
     )
-    text = source.read_text().splitlines()
-    widths: dict[str, set[int]] = {beginning: set() for beginning in beginnings}
-    line = ""
-    for found in access.finditer(ptx):
-        if found["line"]:
-            line = text[int(found["line"]) - 1].strip()
-        else:
-            width = int(found["bytes"], 16) if found["bytes"] else int(found["count"] or 1) * int(found["bits"]) // 8
-            for beginning in widths:
-                if line.startswith(beginning):
-                    widths[beginning].add(width)
-    return tuple(f"{beginning}: {sorted(found)}" for beginning, found in widths.items() if found != {16})
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    compiled = triton.compile(code, target=target, options=options)
+    shown = ", ".join([*variant.signature.values(), *(f"{k}={v}" for k, v in variant.constants.items())])
+    key = Key(f"triton {triton.__version__}", _relative(source), f"{compiled.metadata.name}<{shown}>", architecture)
+    needs, opcodes = _of_amd(compiled) if architecture in AMD else _of_nvidia(compiled)
+    return Kernel(key, needs, opcodes, variant.promises)
 
 
 def _of_nvidia(compiled: object) -> tuple[Needs, frozenset[str]]:
@@ -326,21 +297,19 @@ def uses_local_memory(kernel: Kernel) -> bool:
 
 
 def broken_promises(kernel: Kernel, promises: Iterable[str]) -> list[str]:
-    """Which of the words in PROMISES and PROHIBITIONS the machine code does not keep."""
+    """Which of PROMISES, PROHIBITIONS and REGISTERS the machine code does not keep."""
     is_amd = kernel.key.architecture in AMD
     broken = []
     for promise in promises:
         if promise in PROMISES:
             pattern = PROMISES[promise][is_amd]
-            if isinstance(pattern, dict):
-                pattern = pattern[kernel.key.architecture]
             kept = pattern is None or _matching(pattern, kernel.opcodes)
         elif promise in PROHIBITIONS:
             kept = not _matching(PROHIBITIONS[promise][is_amd], kernel.opcodes)
-        elif promise in LIMITS:
-            kept = is_amd or LIMITS[promise](kernel.needs)
+        elif limit := re.fullmatch(REGISTERS, promise):
+            kept = kernel.needs.registers <= int(limit[1])
         else:
-            known = ", ".join([*PROMISES, *PROHIBITIONS, *LIMITS])
+            known = ", ".join([*PROMISES, *PROHIBITIONS, "at most N registers"])
             raise GateError(f"{kernel.key.kernel}: a promise must be one of {known}, got {promise!r}")
         if not kept:
             broken.append(f"{kernel.key.kernel} on {kernel.key.architecture}: {promise}")
