@@ -104,8 +104,10 @@ def test_a_new_process_answers_the_same_bit_for_bit(finished: Path, tmp_path: Pa
     assert evaluation["same_images"] is True
     assert evaluation["last_accuracy"] == artsy["last_accuracy"]["values"][0]
     assert evaluation["accuracy"] == pytest.approx(artsy["accuracy_matrix"]["values"][0][-1])
+    # How many were silent while tasks were learned is told by the run alone: a classifier that is loaded has no past.
+    of_learning = {"silent_by_epoch", "silent_by_task"}
     for name, metric in artsy["synapses"].items():
-        assert evaluation["synapses"][name] == metric["values"][0]
+        assert evaluation["synapses"][name] == (None if name in of_learning else metric["values"][0])
 
 
 def test_its_configuration_gives_it_again(finished: Path, tmp_path: Path) -> None:
